@@ -1,0 +1,1 @@
+"""Files on disk: weights, vocabularies, block formats. NumPy only."""

@@ -1,0 +1,1 @@
+"""Engines, scheduler and sampling behind one Generator protocol."""

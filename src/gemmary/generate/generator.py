@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two protocols everything else stands on: Generator (three verbs) above, Engine (logits for slots) below.
+
+    serve, evaluate, safety, train, cli ──► Generator.stream / complete / score
+                                                │   scheduler.py, sampling.py: plain code, shared
+                                            Engine.logits / score / keep   (Keras, native)
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gemmary.base.config import GemmaConfig
+from gemmary.generate.request import Completion, Request, Score, Token
+from gemmary.text.tokenizer import Tokenizer
+
+
+class Generator(Protocol):
+    """Something that continues token sequences. Nothing above this line knows which engine it is."""
+
+    @property
+    def config(self) -> GemmaConfig:
+        """The model's sizes and features."""
+        ...
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+        ...
+
+    def stream(self, request: Request) -> Iterator[Token]:
+        """One reply, token by token; safe from any thread; closing the iterator frees its place at once."""
+        ...
+
+    def complete(self, requests: Sequence[Request]) -> list[Completion]:
+        """Whole replies, in the order of the requests, computed together."""
+        ...
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> list[Score]:
+        """How probable each sequence's tokens are; a sequence begins with the BOS id."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """Tokens to run through one slot: `ids` stand at positions start, start + 1, ...
+
+    >>> Chunk(slot=0, start=0, ids=(2, 651)).end
+    2
+    """
+
+    slot: int
+    start: int
+    ids: tuple[int, ...]
+
+    @property
+    def end(self) -> int:
+        """The position after the last token.
+
+        >>> Chunk(slot=0, start=5, ids=(7,)).end
+        6
+        """
+        return self.start + len(self.ids)
+
+
+class Engine(Protocol):
+    """What a runtime must give. A slot is one sequence's place in the key-value cache."""
+
+    @property
+    def config(self) -> GemmaConfig:
+        """The model's sizes and features."""
+        ...
+
+    @property
+    def num_slots(self) -> int:
+        """How many sequences can be in flight at once."""
+        ...
+
+    @property
+    def max_length(self) -> int:
+        """The most positions a slot can hold."""
+        ...
+
+    @property
+    def chunk_length(self) -> int:
+        """The most tokens of one slot in one call."""
+        ...
+
+    def logits(self, chunks: Sequence[Chunk]) -> NDArray[np.float32]:
+        """Run the chunks and return (B, V) float32 logits after the last token of each."""
+        ...
+
+    def score(self, chunks: Sequence[Chunk], targets: Sequence[Sequence[int]]) -> list[Score]:
+        """Run the chunks and judge, for each of their tokens, the target that is said to follow it."""
+        ...
+
+    def keep(self, slot: int, length: int) -> int:
+        """Of a slot's first `length` positions, how many a new sequence may go on from: `length`, or 0."""
+        ...

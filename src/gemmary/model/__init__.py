@@ -1,0 +1,1 @@
+"""The Keras forward pass, its cache and its weights."""
