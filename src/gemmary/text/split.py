@@ -11,10 +11,12 @@ never assumed: a vocabulary whose pieces cross words simply gets longer parts.
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+
+from gemmary.formats.sentencepiece import SPACE
 
 _SPACE, _OTHER = 0x20, 0x80  # all characters past ASCII count as one, _OTHER
 
@@ -28,23 +30,23 @@ def _run_classes() -> tuple[tuple[int, ...], ...]:
     return letters, digits, (ord("\n"),), (ord("\t"),), marks, (_OTHER,)
 
 
-def neighbours(pieces: Iterable[str]) -> NDArray[np.bool_]:
+def neighbours(pieces: Sequence[str]) -> NDArray[np.bool_]:
     """Which characters stand side by side in some piece: a table of 129 x 129, ASCII by code, all others as 128.
 
     >>> table = neighbours(["in", "1", "▁a"])
     >>> bool(table[ord("i"), ord("n")]), bool(table[ord(" "), ord("a")]), bool(table[ord("1"), ord("a")])
     (True, True, False)
     """
-    separator = 0xD800  # a lone surrogate: in no piece, since pieces are valid text
-    codes = np.frombuffer(chr(separator).join(pieces).encode("utf-32-le", "surrogatepass"), np.dtype("<u4"))
-    inside = (codes[:-1] != separator) & (codes[1:] != separator)
-    codes = np.minimum(np.where(codes == 0x2581, _SPACE, codes), _OTHER)
+    joined = "\0".join(pieces)
+    codes = np.minimum(np.frombuffer(joined.replace(SPACE, " ").encode(), np.uint8), _OTHER)
     table = np.zeros((_OTHER + 1, _OTHER + 1), np.bool_)
-    table[codes[:-1][inside], codes[1:][inside]] = True
+    table[codes[:-1], codes[1:]] = True
+    # NUL stands between the pieces, so what it stands beside says nothing: a text is not cut there if it is in a piece.
+    table[0] = table[:, 0] = joined.count("\0") >= len(pieces)
     return table
 
 
-def splitter(pieces: Iterable[str]) -> Callable[..., list[str]]:
+def splitter(pieces: Sequence[str]) -> Callable[..., list[str]]:
     """A function that cuts a text, spaces as spaces, into parts no piece reaches across; joined, they are the text.
 
     It is `findall` of a compiled pattern, so it also takes a start and an end position.
@@ -82,5 +84,12 @@ def _glued(crossing: NDArray[np.bool_], before: Sequence[int] = range(_OTHER + 1
     return "|".join(f"{_charset(after)}(?<={_charset(first)}.)" for first, after in pairs.items())
 
 
-def _charset(codes: Iterable[int]) -> str:
-    return "[" + "".join("\\x80-\\U0010ffff" if code == _OTHER else f"\\x{code:02x}" for code in codes) + "]"
+def _charset(codes: Sequence[int]) -> str:
+    if _OTHER not in codes:
+        return f"[{_escaped(codes)}]"
+    rest = sorted({*range(_OTHER)} - {*codes})
+    return f"[^{_escaped(rest)}]" if rest else "."
+
+
+def _escaped(codes: Sequence[int]) -> str:
+    return "".join(f"\\x{code:02x}" for code in codes)

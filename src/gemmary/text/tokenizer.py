@@ -28,8 +28,8 @@ from gemmary.text.merge import merge
 from gemmary.text.split import splitter
 
 Cut = Callable[..., list[str]]
-BLOCK = 1 << 20  # characters cut at a time: bounds the memory a long text needs
-CACHED_WORDS = 1 << 17  # about 30 MB when full
+BLOCK = 1 << 16  # characters cut at a time: bounds the memory a long text needs
+CACHED_WORDS = 1 << 18  # about 50 MB when full
 CACHED_LENGTH = 64  # characters; longer words hardly come again
 PARALLEL = 1 << 23  # characters in a batch from which further processes (0.4 s to start) pay
 
