@@ -1,24 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoint: a configuration, a vocabulary and lazily read tensors under our paths; open any format, write any."""
+"""Open a checkpoint of any format; write one in any format."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
-from numpy.typing import NDArray
+from gemmary.base.errors import FileError
+from gemmary.formats.content import Checkpoint
+from gemmary.formats.gguf import read_gguf
 
-from gemmary.base.config import GemmaConfig
-from gemmary.formats.sentencepiece import Vocabulary
+__all__ = ["Checkpoint", "open_checkpoint"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Checkpoint:
-    """A model on disk; `tensors` maps our paths to functions that read one array in our layout when called.
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint's configuration, vocabulary and list of tensors; no tensor is read before it is asked for.
 
-    An array comes in the file's own precision (float32, float16 or ml_dtypes.bfloat16); block formats come as the
-    float32 values they mean. Norm scales are the w of (1 + w), whatever the file holds.
+    Raises FileError for what is missing, damaged or of an unknown kind.
+
+    >>> open_checkpoint(Path("no-such-file"))
+    Traceback (most recent call last):
+    gemmary.base.errors.FileError: expected a checkpoint, got no file or folder no-such-file: ...
     """
-
-    config: GemmaConfig
-    tensors: Mapping[str, Callable[[], NDArray[Any]]]
-    vocabulary: Vocabulary | None
+    if not path.exists():
+        raise FileError(f"expected a checkpoint, got no file or folder {path}: give the path of one")
+    return read_gguf(path)
