@@ -22,6 +22,7 @@ from gemmary.base.errors import FileError
 from gemmary.formats.storage import FileBytes, written_whole
 
 SPACE = "\u2581"  # how pieces write a space
+BYTE_PIECES = frozenset(f"<0x{byte:02X}>" for byte in range(256))
 
 
 class Kind(IntEnum):
@@ -308,15 +309,12 @@ def _check_pieces(vocabulary: Vocabulary) -> None:
     if count != 1:
         raise FileError(f"expected one piece of kind UNKNOWN, got {count}: use a Gemma vocabulary")
     for at in np.flatnonzero(vocabulary.kinds == Kind.BYTE).tolist():
-        if vocabulary.pieces[at] not in _BYTE_PIECES:
+        if vocabulary.pieces[at] not in BYTE_PIECES:
             raise FileError(
                 f"expected BYTE pieces <0x00> to <0xFF>, got {vocabulary.pieces[at]!r} at {at}: fetch the file again"
             )
     if int((vocabulary.kinds == Kind.BYTE).sum()) not in (0, 256):
         raise FileError("expected all 256 BYTE pieces or none, got some: fetch the file again")
-
-
-_BYTE_PIECES = frozenset(f"<0x{byte:02X}>" for byte in range(256))
 
 
 def _is_text(piece: str) -> bool:
