@@ -143,7 +143,16 @@ def read_sentencepiece(path: Path) -> Vocabulary:
     file = FileBytes(path)
     if file.size > _LARGEST:
         raise FileError(f"expected a .model of at most {_LARGEST} bytes, got {file.size}: {path} is something else")
-    data = file.read(0, file.size).tobytes()
+    return parse_sentencepiece(file.read(0, file.size).tobytes(), str(path))
+
+
+def parse_sentencepiece(data: bytes, source: str) -> Vocabulary:
+    """The vocabulary in the bytes of a .model; `source` says in errors where they came from. Raises as reading does.
+
+    >>> parse_sentencepiece(b"\\x0a\\x09\\x0a", "three bytes")
+    Traceback (most recent call last):
+    gemmary.base.errors.FileError: expected a SentencePiece .model, got three bytes with a field of 9 bytes ...
+    """
     pieces: list[str] = []
     scores: list[float] = []
     kinds: list[int] = []
@@ -161,9 +170,9 @@ def read_sentencepiece(path: Path) -> Vocabulary:
             elif number == 3:
                 normalizer |= _fields(_as_bytes(value))
     except (ValueError, IndexError, struct.error) as error:
-        raise FileError(f"expected a SentencePiece .model, got {path} with {error}: fetch the file again") from None
+        raise FileError(f"expected a SentencePiece .model, got {source} with {error}: fetch the file again") from None
     vocabulary = Vocabulary.from_rows(pieces, scores, kinds)
-    _check_rules(path, trainer, normalizer, has_bytes=bool((vocabulary.kinds == Kind.BYTE).any()))
+    _check_rules(source, trainer, normalizer, has_bytes=bool((vocabulary.kinds == Kind.BYTE).any()))
     return vocabulary
 
 
@@ -271,7 +280,7 @@ def _as_int(value: _Value) -> int:
     return value
 
 
-def _check_rules(path: Path, trainer: dict[int, _Value], normalizer: dict[int, _Value], *, has_bytes: bool) -> None:
+def _check_rules(source: str, trainer: dict[int, _Value], normalizer: dict[int, _Value], *, has_bytes: bool) -> None:
     """Refuse a model whose ids would need other rules than Gemma's; absent fields have protobuf's defaults."""
     rules = (
         ("model_type BPE (2)", trainer.get(3, 1), _BPE),
@@ -284,7 +293,7 @@ def _check_rules(path: Path, trainer: dict[int, _Value], normalizer: dict[int, _
     for rule, got, expected in rules:
         if got != expected:
             came = f"{len(got)} bytes of rules" if isinstance(got, bytes) else str(got)
-            raise FileError(f"expected Gemma's rule {rule} in {path}, got {came}: use a Gemma vocabulary")
+            raise FileError(f"expected Gemma's rule {rule} in {source}, got {came}: use a Gemma vocabulary")
 
 
 def _check_pieces(vocabulary: Vocabulary) -> None:
