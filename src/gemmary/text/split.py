@@ -2,7 +2,7 @@
 """Where a text may be cut so that its parts can be tokenised alone: between characters that are neighbours in no piece.
 
     Hello, world 42   ->   "Hello" | "," | " world" | " 42"      with Gemma's own pieces
-    <h1>if_ok</h1>    ->   "<h1>if_" | "ok" | "</h1>"          "<h1>" is a piece, "f_" is in one, "_o" is in none
+    <h1>if_ok</h1>    ->   "<h1>" | "if_ok" | "</h1>"     "f_" and "_o" are in pieces, ">i" is in none
 
 Merging only ever makes pieces, and user-defined pieces are found whole, so neither can reach over such a cut: the ids
 of a text are the ids of its parts, one after the other. This is proved from the vocabulary when the pattern is built,
