@@ -18,7 +18,7 @@ def test_words_signs_digits_and_newlines_stand_alone_where_pieces_allow(gemma: T
     assert cut("Hello, world 42") == ["Hello", ",", " world", " 42"]
     assert cut("<h1>if_ok</h1>") == ["<h1>", "if_ok", "</h1>"]
     assert cut("a  b \n\n\tc") == ["a", "  b", " \n\n", "\t", "c"]
-    assert cut("x> <y 12345") == ["x> <y", " 123", "45"]  # one piece, ">▁</", reaches over a space
+    assert cut("x> <y 12345") == ["x> <", "y", " 123", "45"]  # one piece, ">▁</", reaches over a space
     assert cut("") == []
 
 
