@@ -11,6 +11,8 @@ import ast
 import importlib
 import inspect
 import pkgutil
+import re
+import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -110,3 +112,11 @@ def test_every_parameter_and_result_is_annotated() -> None:
             if bare or node.returns is None:
                 found.append(f"{path.relative_to(PACKAGE)}:{node.lineno} {node.name}({', '.join(bare)})")
     assert not found, "\n".join(found)
+
+
+def test_every_extra_an_error_recommends_exists() -> None:
+    project = tomllib.loads((PACKAGE.parents[1] / "pyproject.toml").read_text("utf-8"))["project"]
+    source = "".join(path.read_text("utf-8") for path in PACKAGE.rglob("*.py"))
+    named = set(re.findall(r"gemmary\[(\w+)\]'", source))
+    named |= set(re.findall(r'MissingExtraError\.of\([^)]*"(\w+)"\s*,?\s*\)', source))
+    assert {"demo", "jax"} <= named <= project["optional-dependencies"].keys()
