@@ -85,8 +85,11 @@ def _kept(logits: NDArray[np.float32], sampling: Sampling) -> tuple[NDArray[np.i
     kth = len(logits) - sampling.top_k
     least_logit = np.partition(logits, kth)[kth] if 0 < kth < len(logits) else -np.inf
     ids = np.flatnonzero(logits >= least_logit)
-    with np.errstate(over="ignore"):  # at a tiny temperature all but the best are -inf, which is right
-        weights = np.exp((logits[ids].astype(np.float64) - float(logits.max())) / sampling.temperature)
+    weights = logits[ids].astype(np.float64)  # then in place: each new array of V numbers costs as much as the exp
+    weights -= weights.max()
+    with np.errstate(over="ignore"):  # at a tiny temperature all but the best become -inf, which is right
+        weights /= sampling.temperature
+    np.exp(weights, out=weights)
     least = max(sampling.min_p, _nucleus_edge(weights, sampling.top_p))
     if least == 0:
         return ids, weights

@@ -1,0 +1,300 @@
+# SPDX-License-Identifier: Apache-2.0
+"""BatchedGenerator: a Generator over any Engine; all requests of all threads run together, in one batch.
+
+    thread 1  stream ──► waits: runs a step ──► its token
+    thread 2  stream ──► waits for the step ──────► its token, from the same step
+    thread 3  score  ──► waits for the step, runs the next one ──► ...
+
+There is no thread of our own: whoever waits runs a step for everybody, or waits for the one that is being run.
+"""
+
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gemmary.base.config import GemmaConfig
+from gemmary.base.errors import InputError
+from gemmary.generate.generator import Engine
+from gemmary.generate.request import Completion, FinishReason, Request, Score, Token, Usage
+from gemmary.generate.sampling import sample
+from gemmary.generate.scheduler import Part, Row, Scheduler
+from gemmary.text.stream import Detokenizer
+from gemmary.text.tokenizer import Tokenizer
+
+
+class BatchedGenerator:
+    """The Generator of an engine and a tokenizer; a reply does not depend on what else is in the batch.
+
+    Safe from any thread. Ctrl-C is held back while a step runs and raised after it, so the generator stays usable.
+
+    >>> from gemmary.formats.sentencepiece import Vocabulary
+    >>> class Alternating:  # the least an engine can be: after "a" comes "b", after anything else "a"
+    ...     num_slots, max_length, chunk_length = 2, 32, 8
+    ...     def logits(self, chunks):
+    ...         return np.stack([np.eye(6, dtype=np.float32)[5 if chunk.ids[-1] == 4 else 4] for chunk in chunks])
+    ...     def keep(self, slot, length):
+    ...         return length
+    >>> rows = Vocabulary.from_rows(["<pad>", "<eos>", "<bos>", "<unk>", "a", "b"], [0] * 6, [3, 3, 3, 2, 1, 1])
+    >>> generator = BatchedGenerator(Alternating(), Tokenizer(rows))
+    >>> [one.text for one in generator.complete([Request("a", max_tokens=3), Request("b", max_tokens=4)])]
+    ['bab', 'abab']
+    """
+
+    def __init__(self, engine: Engine, tokenizer: Tokenizer) -> None:
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._scheduler = Scheduler(
+            num_slots=engine.num_slots,
+            max_length=engine.max_length,
+            chunk_length=engine.chunk_length,
+            keep=engine.keep,
+        )
+        self._jobs: dict[Row, _Reply | _Judgement] = {}
+        self._changed = threading.Condition()  # guards the scheduler and the jobs; told after every step
+        self._is_stepping = False
+
+    @property
+    def config(self) -> GemmaConfig:
+        """The model's sizes and features."""
+        return self._engine.config
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+        return self._tokenizer
+
+    def stream(self, request: Request) -> Iterator[Token]:
+        """One reply, token by token; the request is checked at once and begins with the first token asked for."""
+        return self._stream(self._reply(request))
+
+    def complete(self, requests: Sequence[Request]) -> list[Completion]:
+        """Whole replies, in the order of the requests, computed together."""
+        replies = [self._reply(request) for request in requests]
+        with self._submitted(replies):
+            self._run_until(lambda: all(reply.is_done for reply in replies))
+        return [reply.completion() for reply in replies]
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> list[Score]:
+        """How probable each sequence's tokens are; sequences of like length run together, the longest first."""
+        jobs = [self._judgement(sequence) for sequence in sequences]
+        longest_first = sorted((job for job in jobs if job.row.tokens), key=lambda job: -len(job.row.tokens))
+        with self._submitted(longest_first):
+            self._run_until(lambda: all(job.is_done for job in longest_first))
+        return [job.score() for job in jobs]
+
+    def _reply(self, request: Request) -> "_Reply":
+        text = request.prompt
+        ids = self._tokenizer.prompt(text) if isinstance(text, str) else self._checked(text)
+        self._scheduler.check_length(len(ids))
+        stop_ids = frozenset() if request.ignore_stop_ids else self._tokenizer.stop_ids
+        row = Row(tokens=ids, max_tokens=request.max_tokens, stop_ids=stop_ids)
+        return _Reply(row, request, self._tokenizer)
+
+    def _judgement(self, sequence: Sequence[int]) -> "_Judgement":
+        ids = self._checked(sequence)
+        if not ids:
+            raise InputError("expected sequences of at least one token, got an empty one: start with the BOS id")
+        self._scheduler.check_length(len(ids) - 1, max_tokens=0)
+        return _Judgement(Row(tokens=ids[:-1], max_tokens=0), ids[1:])
+
+    def _checked(self, ids: Sequence[int]) -> list[int]:
+        size = self.config.vocab_size
+        for token_id in ids:
+            if not isinstance(token_id, int | np.integer) or not 0 <= token_id < size:
+                raise InputError(
+                    f"expected token ids in 0..{size - 1}, got {token_id!r}: use the ids of this model's tokenizer"
+                )
+        return [int(token_id) for token_id in ids]
+
+    def _stream(self, reply: "_Reply") -> Iterator[Token]:
+        with self._submitted([reply]):
+            while True:
+                self._run_until(lambda: bool(reply.tokens) or reply.is_done)
+                token = reply.next_token()
+                yield token
+                if token.finish_reason is not None:
+                    return
+
+    @contextmanager
+    def _submitted(self, jobs: Sequence["_Reply | _Judgement"]) -> Iterator[None]:
+        """Put jobs in the queue; however the block ends, none of them keeps a slot."""
+        try:
+            with self._changed:
+                for job in jobs:
+                    self._jobs[job.row] = job
+                    self._scheduler.submit(job.row)
+            yield
+        finally:
+            with self._changed:
+                for job in jobs:
+                    if self._jobs.pop(job.row, None) is not None:
+                        self._scheduler.finish(job.row, "cancelled")
+
+    def _run_until(self, is_ready: Callable[[], bool]) -> None:
+        """Run steps, or wait for those that others run."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: is_ready() or not self._is_stepping)
+                if is_ready():
+                    return
+            with _interrupts_held_back():
+                self._try_step()
+
+    def _try_step(self) -> None:
+        with self._changed:
+            if self._is_stepping:
+                return
+            self._is_stepping = True
+        try:
+            self._step()
+        finally:
+            with self._changed:
+                self._is_stepping = False
+                self._changed.notify_all()
+
+    def _step(self) -> None:
+        with self._changed:
+            work = [(part, self._jobs[part.row]) for part in self._scheduler.plan()]
+        replies = [(part, job) for part, job in work if isinstance(job, _Reply)]
+        judged = [(part, job) for part, job in work if isinstance(job, _Judgement)]
+        if replies:
+            self._step_replies(replies)
+        if judged:
+            self._step_judged(judged)
+
+    def _step_replies(self, work: list[tuple[Part, "_Reply"]]) -> None:
+        began = time.perf_counter()
+        logits = self._engine.logits([part.chunk for part, _ in work])
+        # rows of the embedding past the vocabulary are padding and stand for nothing
+        logits = logits[:, : self._tokenizer.vocab_size]
+        picked = [job.pick(row) if part.needs_token else None for (part, job), row in zip(work, logits, strict=True)]
+        with self._changed:
+            for (part, job), token in zip(work, picked, strict=True):
+                if part.row.finish_reason is not None:
+                    continue  # cancelled meanwhile
+                self._scheduler.advance(part, token)
+                job.advance(token, began)
+                if job.is_done:
+                    self._scheduler.finish(part.row, "stop")
+
+    def _step_judged(self, work: list[tuple[Part, "_Judgement"]]) -> None:
+        chunks = [part.chunk for part, _ in work]
+        targets = [job.targets[chunk.start : chunk.end] for (_, job), chunk in zip(work, chunks, strict=True)]
+        scores = self._engine.score(chunks, targets)
+        with self._changed:
+            for (part, job), score in zip(work, scores, strict=True):
+                self._scheduler.advance(part, None)
+                job.parts.append(score)
+
+
+class _Reply:
+    """A reply in the making: its row, the tokens nobody has taken yet, and the clock."""
+
+    def __init__(self, row: Row, request: Request, tokenizer: Tokenizer) -> None:
+        self.row = row
+        self.tokens: deque[Token] = deque()
+        self.is_done = False
+        self._sampling = request.sampling
+        self._detokenizer = Detokenizer(tokenizer, request.stop)
+        self._error: InputError | None = None
+        self._times: list[float] = []  # when the prompt began, and each token came
+
+    def pick(self, logits: NDArray[np.float32]) -> int | None:
+        """The next token; None where the logits are unfit, which fails this request and not its neighbours."""
+        try:
+            return sample(logits, self._sampling, len(self.row.tokens), self.row.tokens)
+        except InputError as error:
+            self._error = error
+            return None
+
+    def advance(self, token: int | None, began: float) -> None:
+        if not self._times:
+            self._times.append(began)
+        if token is not None:
+            self._times.append(time.perf_counter())
+            self.tokens.append(spell(self._detokenizer, token, self.row.finish_reason))
+            self.is_done = self.tokens[-1].finish_reason is not None
+        self.is_done = self.is_done or self._error is not None
+
+    def next_token(self) -> Token:
+        if not self.tokens and self._error is not None:
+            raise self._error
+        return self.tokens.popleft()
+
+    def completion(self) -> Completion:
+        if self._error is not None:
+            raise self._error
+        prompt, times = self.row.num_prompt, self._times
+        usage = Usage(
+            prompt_tokens=prompt,
+            completion_tokens=len(self.row.tokens) - prompt,
+            cached_tokens=self.row.num_cached,
+            prefill_seconds=times[1] - times[0],
+            decode_seconds=times[-1] - times[1],
+        )
+        reason = self.tokens[-1].finish_reason
+        assert reason is not None
+        text = "".join(token.text for token in self.tokens)
+        return Completion(ids=tuple(self.row.tokens[prompt:]), text=text, finish_reason=reason, usage=usage)
+
+
+class _Judgement:
+    """A sequence being scored: its row, the token that follows each of the row's, and what the engine said so far."""
+
+    def __init__(self, row: Row, targets: list[int]) -> None:
+        self.row = row
+        self.targets = targets
+        self.parts: list[Score] = []
+
+    @property
+    def is_done(self) -> bool:
+        return self.row.num_run == len(self.targets)
+
+    def score(self) -> Score:
+        log_probs = [np.asarray(part.log_probs, np.float64) for part in self.parts]
+        is_greedy = [part.is_greedy for part in self.parts]
+        return Score(
+            log_probs=np.concatenate([np.zeros(0), *log_probs]),
+            is_greedy=np.concatenate([np.zeros(0, np.bool_), *is_greedy]),
+        )
+
+
+def spell(detokenizer: Detokenizer, token_id: int, reason: FinishReason | None) -> Token:
+    """The Token of an id; `reason` is "stop" for a stop id, whose text is not shown, "length" at the end of the room.
+
+    A stop string that is complete with this token is a reason too.
+
+    >>> from gemmary.formats.sentencepiece import Vocabulary
+    >>> rows = Vocabulary.from_rows(["<pad>", "<eos>", "<bos>", "<unk>", "ab"], [0] * 5, [3, 3, 3, 2, 1])
+    >>> spell(Detokenizer(Tokenizer(rows), stop=("b",)), 4, None)
+    Token(id=4, text='a', finish_reason='stop')
+    """
+    text = "" if reason == "stop" else detokenizer.push(token_id)
+    if detokenizer.is_stopped:
+        reason = "stop"
+    if reason is not None:
+        text += detokenizer.flush()
+    return Token(id=token_id, text=text, finish_reason=reason)
+
+
+@contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Raise Ctrl-C after the block and not inside it; only the main thread ever gets one."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+    held: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, frame: held.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if held:
+            before(signal.SIGINT, None)
