@@ -56,8 +56,8 @@ def read_tokenizer_json(path: Path) -> Vocabulary:
     kinds = np.full(len(pieces), Kind.NORMAL, np.int8)
     for at, special in added.values():
         kinds[at] = Kind.CONTROL if special else Kind.USER_DEFINED
-    for piece in BYTE_PIECES if has_bytes else ():
-        kinds[ids.get(piece, -1)] = Kind.BYTE
+    if has_bytes:
+        kinds[[ids[piece] for piece in BYTE_PIECES & ids.keys()]] = Kind.BYTE
     if unknown in ids:
         kinds[ids[unknown]] = Kind.UNKNOWN
     return Vocabulary.from_rows(pieces, _scores(path, pieces, kinds, joined), kinds)
