@@ -4,6 +4,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from re import Pattern
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemmary.base.config import GemmaConfig
-from gemmary.base.errors import CheckpointError
+from gemmary.base.errors import CheckpointError, FileError, InputError
 from gemmary.formats.sentencepiece import Vocabulary
 from gemmary.formats.tensors import Stored, Weight, weights
 
@@ -83,6 +84,151 @@ def bind(
         if name in taken and taken[name] != entry.shape[0]:
             raise _wrong_shape(name, (taken[name], *entry.shape[1:]), entry.shape)
     return tensors
+
+
+def unbind(
+    config: GemmaConfig,
+    tensors: Mapping[str, Callable[[], NDArray[Any]]],
+    name_of: Callable[[Weight, int | None], tuple[str, Stored]],
+) -> dict[str, Entry]:
+    """The inverse of `bind`: the tensors of a file, each made from ours when it is read.
+
+    Raises CheckpointError for weights that are missing.
+
+    >>> from gemmary.base.config import PRESETS
+    >>> unbind(PRESETS["gemma-2b"], {}, lambda row, layer: (row.gguf.at(layer), row.gguf))
+    Traceback (most recent call last):
+    gemmary.base.errors.CheckpointError: expected the weight embedding, got 0 others: ...
+    """
+    parts: dict[str, list[tuple[str, Weight, Stored]]] = {}
+    for path, row, layer in weights(config):
+        if path not in tensors:
+            raise CheckpointError(
+                f"expected the weight {path}, got {len(tensors)} others: give all that the table lists"
+            )
+        name, stored = name_of(row, layer)
+        parts.setdefault(name, []).append((path, row, stored))
+    return {name: _made(config, tensors, found) for name, found in parts.items()}
+
+
+def _made(
+    config: GemmaConfig,
+    tensors: Mapping[str, Callable[[], NDArray[Any]]],
+    parts: list[tuple[str, Weight, Stored]],
+) -> Entry:
+    def read() -> NDArray[Any]:
+        folded = []
+        for path, row, stored in parts:
+            array = np.asarray(tensors[path]())
+            if array.shape != row.shape(config):
+                raise _wrong_shape(path, row.shape(config), array.shape)
+            check_finite(array, path)
+            folded.append(stored.fold(array, config))
+        return folded[0] if len(folded) == 1 else np.concatenate(folded)
+
+    shapes = [stored.shape(config) for _, _, stored in parts]
+    return Entry(shape=(sum(shape[0] for shape in shapes), *shapes[0][1:]), read=read)
+
+
+def cast(array: NDArray[Any], dtype: np.dtype[Any], name: str) -> NDArray[Any]:
+    """The array in another precision; raises InputError when its values are beyond the range of that.
+
+    >>> cast(np.float32([1e6]), np.dtype(np.float16), "final_norm")
+    Traceback (most recent call last):
+    gemmary.base.errors.InputError: expected values within float16 in final_norm, got larger ones: ...
+    """
+    with np.errstate(over="ignore"):
+        out = np.ascontiguousarray(array, dtype)
+    if dtype.itemsize < array.dtype.itemsize and not np.isfinite(out).all():
+        raise InputError(f"expected values within {dtype} in {name}, got larger ones: use bfloat16 or float32")
+    return out
+
+
+def num_bytes(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+    """Bytes of an array.
+
+    >>> num_bytes((2, 3), np.dtype(np.float32))
+    24
+    """
+    return prod(shape) * dtype.itemsize
+
+
+def check_fits(config: GemmaConfig, who: str, **fits: bool) -> None:
+    """Raise InputError when a field of the configuration is one that a foreign program would compute otherwise.
+
+    >>> from gemmary.base.config import PRESETS
+    >>> check_fits(PRESETS["gemma-2b"], "llama.cpp's gemma", rope_scale=False)
+    Traceback (most recent call last):
+    gemmary.base.errors.InputError: expected a configuration that llama.cpp's gemma computes, got rope_scale=1.0: ...
+    """
+    wrong = [field for field, is_fitting in fits.items() if not is_fitting]
+    if wrong:
+        raise InputError(
+            f"expected a configuration that {who} computes, got {wrong[0]}={getattr(config, wrong[0])}: "
+            "write another format"
+        )
+
+
+@dataclass(frozen=True)
+class Fields:
+    """Values of a file's configuration by name, each checked for its kind as it is taken.
+
+    >>> Fields({"heads": "8"}, "config.json").size("heads")
+    Traceback (most recent call last):
+    gemmary.base.errors.FileError: expected a whole number > 0 for heads in config.json, got '8': ...
+    """
+
+    values: Mapping[str, Any]
+    where: str
+    prefix: str = ""
+
+    def size(self, key: str, default: int | None = None) -> int:
+        """A whole number > 0.
+
+        >>> Fields({}, "config.json").size("heads", 8)
+        8
+        """
+        value = self._get(key, default)
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
+            raise self._wrong("a whole number > 0", key, value)
+        return value
+
+    def real(self, key: str, default: float | None = None) -> float:
+        """A number > 0.
+
+        >>> Fields({"eps": 1e-6}, "config.json").real("eps")
+        1e-06
+        """
+        value = self._get(key, default)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1e30:
+            raise self._wrong("a number > 0", key, value)
+        return float(value)
+
+    def optional(self, key: str, default: float | None = None) -> float | None:
+        """A number > 0 or nothing.
+
+        >>> Fields({"cap": None}, "config.json").optional("cap", 30.0)
+        """
+        return None if self.values.get(self.prefix + key, default) is None else self.real(key, default)
+
+    def flag(self, key: str, default: bool) -> bool:
+        """A truth value.
+
+        >>> Fields({"post_norm": True}, "config.json").flag("post_norm", False)
+        True
+        """
+        value = self.values.get(self.prefix + key, default)
+        if not isinstance(value, bool):
+            raise self._wrong("true or false", key, value)
+        return value
+
+    def _get(self, key: str, default: float | None) -> Any:
+        value = self.values.get(self.prefix + key)
+        return default if value is None else value
+
+    def _wrong(self, expected: str, key: str, value: Any) -> FileError:
+        got = repr(value)[:40]
+        return FileError(f"expected {expected} for {self.prefix}{key} in {self.where}, got {got}: fetch the file again")
 
 
 def _wrong_shape(name: str, expected: tuple[int, ...], got: tuple[int, ...]) -> CheckpointError:

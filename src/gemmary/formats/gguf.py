@@ -1,209 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GGUF, llama.cpp's file: typed metadata, a list of tensors, then their bytes.
+"""GGUF checkpoints: what llama.cpp's architectures gemma, gemma2 and gemma3 say in metadata, and what they imply.
 
-    "GGUF" version tensors keys | key type value ... | name dims type offset ... | padding | bytes ...
+    architecture   features             attends to everything   queries scaled by D / N
+    gemma          neither norm         every layer             never
+    gemma2         post_norm            every second layer      with 46 layers (27B)
+    gemma3         post_norm, qk_norm   every sixth layer       with 62 layers (27B)
 
-Everything is little-endian; strings and arrays carry 64-bit lengths, so nothing is allocated before a length is checked
-against the file's. Our own reader because start-up reads 262,144 pieces: 0.1 s here, seconds with the `gguf` package.
-Layout: ggml's docs/gguf.md; keys and conventions: llama.cpp's src/llama-arch.cpp and src/models/gemma*.cpp.
+Norms hold 1 + w. Queries and keys are not permuted: llama.cpp turns the halves of a head, as the model was trained.
+Keys and conventions: llama.cpp's src/llama-arch.cpp, src/models/gemma*.cpp and convert_hf_to_gguf.py.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gemmary.base.config import GemmaConfig
-from gemmary.base.errors import CheckpointError, FileError, InputError
-from gemmary.formats.content import Checkpoint, Entry, bind
-from gemmary.formats.quantize import LAYOUTS, BlockType, dequantize
-from gemmary.formats.sentencepiece import Vocabulary
+from gemmary.base.errors import FileError, InputError
+from gemmary.formats.content import Checkpoint, Entry, Fields, bind, check_fits, unbind
+from gemmary.formats.gguf_file import GgufFile, Value, read_head, read_tensor, write_file
+from gemmary.formats.quantize import BlockType
+from gemmary.formats.sentencepiece import SPACE, Kind, Vocabulary
 from gemmary.formats.storage import FileBytes
-
-Value = int | float | bool | str | tuple[str, ...] | NDArray[Any]
-
-_ALIGNMENT = 32
-_BOOL, _STRING, _ARRAY = 7, 8, 9
-_SCALARS: Mapping[int, np.dtype[Any]] = {  # GGUF's number of a metadata type
-    0: np.dtype("u1"),
-    1: np.dtype("i1"),
-    2: np.dtype("<u2"),
-    3: np.dtype("<i2"),
-    4: np.dtype("<u4"),
-    5: np.dtype("<i4"),
-    6: np.dtype("<f4"),
-    _BOOL: np.dtype("?"),
-    10: np.dtype("<u8"),
-    11: np.dtype("<i8"),
-    12: np.dtype("<f8"),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class GgufTensor:
-    """Where one tensor lies in the file.
-
-    >>> GgufTensor(kind=BlockType.Q4_0, shape=(2, 64), start=0).num_bytes
-    72
-    """
-
-    kind: BlockType
-    shape: tuple[int, ...]  # outermost first
-    start: int  # from the beginning of the file
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes it takes.
-
-        >>> GgufTensor(kind=BlockType.F32, shape=(3,), start=0).num_bytes
-        12
-        """
-        return self.kind.num_bytes(self.shape)
-
-
-@dataclass(frozen=True, kw_only=True)
-class GgufFile:
-    """The head of a GGUF file: its metadata and where its tensors lie.
-
-    >>> GgufFile(path=Path("m.gguf"), metadata={"general.architecture": "gemma"}, tensors={}).metadata
-    {'general.architecture': 'gemma'}
-    """
-
-    path: Path
-    metadata: Mapping[str, Value]
-    tensors: Mapping[str, GgufTensor]
-
-
-def read_head(path: Path) -> GgufFile:
-    """Read the metadata and the list of tensors; raises FileError for a damaged or foreign file.
-
-    >>> read_head(Path("no-such-file"))
-    Traceback (most recent call last):
-    gemmary.base.errors.FileError: expected a readable file, got no-such-file: No such file or directory
-    """
-    try:
-        with path.open("rb") as file:
-            return _Head(file, path).parse()
-    except OSError as error:
-        raise FileError(f"expected a readable file, got {path}: {error.strerror}") from None
-
-
-class _Head:
-    """Reads the head in order, checking every length against what is left of the file."""
-
-    def __init__(self, file: BinaryIO, path: Path) -> None:
-        self._read, self._path = file.read, path
-        self._tell = file.tell
-        self._size = path.stat().st_size
-
-    def parse(self) -> GgufFile:
-        if self._take(4) != b"GGUF":
-            raise FileError(f"expected a GGUF file, got {self._path.name} with another beginning: give a checkpoint")
-        version = self._number(4)
-        if version not in (2, 3):
-            raise FileError(f"expected GGUF version 2 or 3, got {version}: convert it again with a current llama.cpp")
-        num_tensors, num_keys = self._count(24), self._count(13)
-        metadata: dict[str, Value] = {}
-        for _ in range(num_keys):
-            key = self._string()
-            if key in metadata:
-                raise self._damaged(f"the key {key!r} once", "it twice")
-            metadata[key] = self._value(self._number(4))
-        found = [self._tensor() for _ in range(num_tensors)]
-        alignment = metadata.get("general.alignment", _ALIGNMENT)
-        if not isinstance(alignment, int) or alignment < 8 or alignment % 8:
-            raise self._damaged("an alignment that is a multiple of 8", str(alignment)[:20])
-        start = -(-self._tell() // alignment) * alignment
-        return GgufFile(path=self._path, metadata=metadata, tensors=self._placed(found, start))
-
-    def _placed(self, found: list[tuple[str, BlockType, tuple[int, ...], int]], start: int) -> dict[str, GgufTensor]:
-        tensors: dict[str, GgufTensor] = {}
-        for name, kind, shape, offset in found:
-            if name in tensors:
-                raise CheckpointError(f"expected every tensor once, got {name} twice in {self._path.name}")
-            try:
-                tensors[name] = GgufTensor(kind=kind, shape=shape, start=start + offset)
-                end = tensors[name].start + tensors[name].num_bytes
-            except InputError as error:
-                raise CheckpointError(f"{name}: {error}") from None
-            if end > self._size:
-                raise self._damaged(f"{name} to end by byte {self._size}", f"{end}")
-        return tensors
-
-    def _tensor(self) -> tuple[str, BlockType, tuple[int, ...], int]:
-        name, num_dims = self._string(), self._number(4)
-        if not 1 <= num_dims <= 4:
-            raise self._damaged(f"1 to 4 dimensions for {name}", str(num_dims))
-        shape = tuple(reversed([self._number(8) for _ in range(num_dims)]))
-        kind = self._number(4)
-        if kind not in BlockType._value2member_map_:
-            known = ", ".join(each.name for each in BlockType)
-            raise FileError(
-                f"expected a tensor type of {known}, got ggml's type {kind} for {name}: convert it to one of them"
-            )
-        if 0 in shape:
-            raise self._damaged(f"sizes > 0 for {name}", str(shape))
-        return name, BlockType(kind), shape, self._number(8)
-
-    def _value(self, kind: int) -> Value:
-        if kind == _STRING:
-            return self._string()
-        if kind == _ARRAY:
-            kind = self._number(4)
-            if kind == _STRING:
-                return self._strings(self._count(8))
-            dtype = self._scalar(kind)
-            return np.frombuffer(self._take(self._count(dtype.itemsize) * dtype.itemsize), dtype)
-        dtype = self._scalar(kind)
-        value = np.frombuffer(self._take(dtype.itemsize), dtype)[0]
-        return float(str(value)) if dtype.kind == "f" else value.item()  # type: ignore[no-any-return]  # 1e-6, not 9.99e-7
-
-    def _scalar(self, kind: int) -> np.dtype[Any]:
-        if kind not in _SCALARS:
-            raise self._damaged("a metadata type of 0 to 12", str(kind))
-        return _SCALARS[kind]
-
-    def _strings(self, count: int) -> tuple[str, ...]:
-        read, limit, strings = self._read, self._size, []
-        for _ in range(count):
-            length = int.from_bytes(read(8), "little")
-            raw = read(length) if length < limit else b""
-            if len(raw) != length:
-                raise self._damaged(f"a string of {length} bytes", "the file's end")
-            strings.append(raw)
-        try:
-            return tuple(raw.decode() for raw in strings)
-        except UnicodeDecodeError:
-            raise self._damaged("strings in UTF-8", "other bytes") from None
-
-    def _string(self) -> str:
-        return self._strings(1)[0]
-
-    def _count(self, item_bytes: int) -> int:
-        count = self._number(8)
-        if count * item_bytes > self._size:
-            raise self._damaged("fewer items than bytes", f"a count of {count}")
-        return count
-
-    def _number(self, num_bytes: int) -> int:
-        return int.from_bytes(self._take(num_bytes), "little")
-
-    def _take(self, length: int) -> bytes:
-        raw = self._read(length)
-        if len(raw) != length:
-            raise self._damaged(f"{length} more bytes", "the file's end")
-        return raw
-
-    def _damaged(self, expected: str, got: str) -> FileError:
-        return FileError(
-            f"expected {expected} in {self._path.name}, got {got}: it is truncated or damaged, fetch it again"
-        )
+from gemmary.formats.tensors import Stored, Weight, weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,26 +81,27 @@ def read_gguf(path: Path) -> Checkpoint:
         name: Entry(shape=tensor.shape, read=partial(read_tensor, source, tensor))
         for name, tensor in head.tensors.items()
     }
-    tensors = bind(config, entries, lambda row, layer: (row.gguf.at(layer), row.gguf), _IGNORED)
+    tensors = bind(config, entries, _name, _IGNORED)
+    for weight, row, layer in weights(config):
+        exact = head.metadata.get(_EXACT + row.gguf.at(layer))
+        if isinstance(exact, np.ndarray) and exact.shape == row.shape(config):
+            tensors[weight] = partial(_exact, tensors[weight], exact)
     return Checkpoint(config=config, tensors=tensors, vocabulary=_vocabulary(head.metadata))
 
 
 _IGNORED = re.compile(r"rope_freqs\.weight$")
+_EXACT = "gemmary.exact."  # and a norm's name: the w that 1 + w in float32 does not give back
 
 
-def read_tensor(source: FileBytes, tensor: GgufTensor) -> NDArray[Any]:
-    """One tensor in the file's layout: float types as they are, block formats as float32.
+def _name(row: Weight, layer: int | None) -> tuple[str, Stored]:
+    return row.gguf.at(layer), row.gguf
 
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     _ = Path(folder, "raw").write_bytes(np.float32([1, 2]).tobytes())
-    ...     read_tensor(FileBytes(Path(folder, "raw")), GgufTensor(kind=BlockType.F32, shape=(2,), start=0))
-    array([1., 2.], dtype=float32)
-    """
-    raw = source.read(tensor.start, tensor.num_bytes)
-    if tensor.kind.is_float:
-        return raw.view(LAYOUTS[tensor.kind]).reshape(tensor.shape)
-    return dequantize(raw, tensor.kind, tensor.shape)
+
+def _exact(read: Callable[[], NDArray[Any]], exact: NDArray[Any]) -> NDArray[Any]:
+    rounded = read()
+    return np.where(
+        (exact + np.float32(1)) - np.float32(1) == rounded, exact, rounded
+    )  # not where the file was changed
 
 
 def _config(head: GgufFile) -> GemmaConfig:
@@ -284,7 +110,7 @@ def _config(head: GgufFile) -> GemmaConfig:
         raise FileError(
             f"expected the architecture gemma, gemma2 or gemma3, got {name!r}: give a Gemma of one of these"
         )
-    known, keys = _ARCHITECTURES[str(name)], _Keys(head.metadata, f"{name}.")
+    known, keys = _ARCHITECTURES[str(name)], Fields(head.metadata, head.path.name, f"{name}.")
     num_layers, num_heads = keys.size("block_count"), keys.size("attention.head_count")
     model_dim, rope_base = keys.size("embedding_length"), keys.real("rope.freq_base", 10_000.0)
     head_dim = keys.size("attention.key_length", model_dim // num_heads)
@@ -314,40 +140,13 @@ def _config(head: GgufFile) -> GemmaConfig:
         raise FileError(f"{head.path.name}: {error}") from None
 
 
-def _window_pattern(keys: "_Keys", known: _Architecture) -> tuple[int | None, ...]:
+def _window_pattern(keys: Fields, known: _Architecture) -> tuple[int | None, ...]:
     if known.window is None:
         return (None,)
     period, window = keys.size("attention.sliding_window_pattern", known.period), known.window
     if period > 1024:
         raise FileError(f"expected a sliding_window_pattern up to 1024, got {period}: fetch the file again")
     return (*(keys.size("attention.sliding_window", window),) * (period - 1), None)
-
-
-@dataclass(frozen=True)
-class _Keys:
-    """Metadata under an architecture's name, with their kinds checked."""
-
-    metadata: Mapping[str, Value]
-    prefix: str
-
-    def size(self, key: str, default: int | None = None) -> int:
-        value = self.metadata.get(self.prefix + key, default)
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
-            raise FileError(
-                f"expected a whole number > 0 for {self.prefix}{key}, got {str(value)[:40]}: fetch the file again"
-            )
-        return value
-
-    def real(self, key: str, default: float) -> float:
-        value = self.metadata.get(self.prefix + key, default)
-        if not isinstance(value, float) or not 0 < value < float("inf"):
-            raise FileError(
-                f"expected a number > 0 for {self.prefix}{key}, got {str(value)[:40]}: fetch the file again"
-            )
-        return value
-
-    def optional(self, key: str, default: float | None) -> float | None:
-        return self.real(key, default) if default is not None or self.prefix + key in self.metadata else None
 
 
 def _vocabulary(metadata: Mapping[str, Value]) -> Vocabulary | None:
@@ -359,4 +158,130 @@ def _vocabulary(metadata: Mapping[str, Value]) -> Vocabulary | None:
         raise FileError(
             "expected tokenizer.ggml.tokens, .scores and .token_type of a SentencePiece vocabulary: fetch again"
         )
-    return Vocabulary.from_rows(pieces, scores, kinds)
+    size = len(pieces)
+    while size and pieces[size - 1] == f"[PAD{size - 1}]":  # as written below, and by llama.cpp's converter
+        size -= 1
+    return Vocabulary.from_rows(pieces[:size], scores[:size], kinds[:size])
+
+
+def write_gguf(checkpoint: Checkpoint, path: Path, kind: BlockType) -> None:
+    """Write a file that llama.cpp loads; norms stay float32 and the embedding at least Q8_0.
+
+    Raises InputError for a configuration that llama.cpp would compute otherwise.
+
+    >>> from gemmary.base.config import PRESETS
+    >>> write_gguf(Checkpoint(config=PRESETS["gemma-2b"], tensors={}, vocabulary=None), Path("m.gguf"), BlockType.F32)
+    Traceback (most recent call last):
+    gemmary.base.errors.CheckpointError: expected the weight embedding, got 0 others: ...
+    """
+    config = checkpoint.config
+    metadata = _metadata(config, kind) | _tokenizer(checkpoint.vocabulary, config.vocab_size)
+    entries = unbind(config, checkpoint.tensors, _name)
+    tensors: dict[str, tuple[BlockType, Entry]] = {}
+    for weight, row, layer in weights(config):
+        name = row.gguf.at(layer)
+        tensors[name] = (max(kind, BlockType[row.lowest], key=_bits), entries[name])
+        if row.is_norm:
+            exact = checkpoint.tensors[weight]().astype(np.float32)
+            if ((exact + np.float32(1)) - np.float32(1)).tobytes() != exact.tobytes():
+                metadata[_EXACT + name] = exact
+    write_file(path, metadata, tensors)
+
+
+def _bits(kind: BlockType) -> float:
+    return 8 * kind.block_bytes / kind.block_length
+
+
+_FILE_TYPES = {  # llama.cpp's number for "mostly" that type
+    BlockType.F32: 0,
+    BlockType.F16: 1,
+    BlockType.Q4_0: 2,
+    BlockType.Q8_0: 7,
+    BlockType.BF16: 32,
+}
+
+
+def _metadata(config: GemmaConfig, kind: BlockType) -> dict[str, Value]:
+    if kind not in _FILE_TYPES:
+        known = ", ".join(each.name for each in _FILE_TYPES)
+        raise InputError(f"expected a type that can be written ({known}), got {kind.name}")
+    name = _architecture(config)
+    known_name = _ARCHITECTURES[name]
+    values: dict[str, Value | None] = {
+        "context_length": config.max_length,
+        "embedding_length": config.model_dim,
+        "block_count": config.num_layers,
+        "feed_forward_length": config.mlp_dim,
+        "attention.head_count": config.num_heads,
+        "attention.head_count_kv": config.num_kv_heads,
+        "attention.key_length": config.head_dim,
+        "attention.value_length": config.head_dim,
+        "attention.layer_norm_rms_epsilon": config.norm_eps,
+        "rope.freq_base": config.rope_base,
+        "rope.freq_base_swa": config.rope_base_local if known_name.own_local_base else None,
+        "rope.scaling.type": "linear" if config.rope_scale != 1 else None,
+        "rope.scaling.factor": config.rope_scale if config.rope_scale != 1 else None,
+        "attention.sliding_window": config.window_pattern[0],
+        "attention.sliding_window_pattern": len(config.window_pattern) if known_name.window else None,
+        "attn_logit_softcapping": config.attn_softcap,
+        "final_logit_softcapping": config.final_softcap,
+    }
+    general: dict[str, Value] = {
+        "general.architecture": name,
+        "general.type": "model",
+        "general.file_type": _FILE_TYPES[kind],
+        "general.quantization_version": 2,
+    }
+    return general | {f"{name}.{key}": value for key, value in values.items() if value is not None}
+
+
+def _architecture(config: GemmaConfig) -> str:
+    """The architecture that computes what this configuration says."""
+    features = {"post_norm": config.post_norm, "qk_norm": config.qk_norm}
+    name = next((name for name, known in _ARCHITECTURES.items() if known.features == features), None)
+    if name is None:
+        raise InputError("expected post_norm wherever there is qk_norm, got qk_norm alone: llama.cpp has no such Gemma")
+    known = _ARCHITECTURES[name]
+    wide = config.num_layers == known.wide_queries_at
+    query_dim = config.model_dim // config.num_heads if wide else config.head_dim
+    window, pattern = config.window_pattern[0], config.window_pattern
+    check_fits(
+        config,
+        f"llama.cpp's {name}",
+        norm_plus_one=config.norm_plus_one,
+        query_scale=abs(config.query_scale * query_dim**0.5 - 1) < 1e-6,
+        window_pattern=pattern == (*(window,) * (len(pattern) - 1), None) and (len(pattern) > 1) == bool(known.window),
+        attn_softcap=(config.attn_softcap is None) == (known.attn_softcap is None),
+        final_softcap=(config.final_softcap is None) == (known.final_softcap is None),
+        rope_scale=known.own_local_base or config.rope_scale == 1,
+        rope_base_local=known.own_local_base or not window or config.rope_base_local == config.rope_base,
+    )
+    return name
+
+
+def _tokenizer(vocabulary: Vocabulary | None, num_rows: int) -> dict[str, Value]:
+    """The vocabulary's keys; llama.cpp wants a piece for every row of the embedding."""
+    if vocabulary is None:
+        return {"tokenizer.ggml.model": "none"}
+    if vocabulary.size > num_rows:
+        raise InputError(
+            f"expected at most {num_rows} pieces, one for each row of the embedding, got {vocabulary.size}"
+        )
+    pieces, padding = list(vocabulary.pieces), num_rows - vocabulary.size
+    for at in np.flatnonzero(vocabulary.kinds == Kind.USER_DEFINED).tolist():
+        pieces[at] = pieces[at].replace(SPACE, " ")
+    kinds = np.pad(vocabulary.kinds.astype(np.int32), (0, padding), constant_values=Kind.UNUSED)
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.pre": "default",
+        "tokenizer.ggml.tokens": (*pieces, *(f"[PAD{at}]" for at in range(vocabulary.size, num_rows))),
+        "tokenizer.ggml.scores": np.pad(vocabulary.scores, (0, padding)),
+        "tokenizer.ggml.token_type": kinds,
+        "tokenizer.ggml.bos_token_id": vocabulary.id_of("<bos>"),
+        "tokenizer.ggml.eos_token_id": vocabulary.id_of("<eos>"),
+        "tokenizer.ggml.unknown_token_id": vocabulary.unknown_id,
+        "tokenizer.ggml.padding_token_id": vocabulary.id_of("<pad>"),
+        "tokenizer.ggml.add_bos_token": True,
+        "tokenizer.ggml.add_eos_token": False,
+        "tokenizer.ggml.add_space_prefix": False,
+    }

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bytes on disk: files read in ranges that are checked against their length, and files written whole or not at all."""
 
+import json
 import os
+import shutil
 import tempfile
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,7 +50,7 @@ class FileBytes:
                 "it is truncated or damaged, fetch it again"
             )
         out = np.empty(length, np.uint8)
-        view, done = memoryview(out), 0
+        view, done = memoryview(out.data), 0
         with self._lock:
             self._file.seek(start)
             while done < length:
@@ -77,7 +79,7 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
     except OSError as error:
         raise FileError(f"expected a folder to write {path} in: {error.strerror}") from None
     try:
-        with os.fdopen(handle, "wb", buffering=1 << 20) as file:
+        with os.fdopen(handle, "w+b", buffering=1 << 20) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -87,6 +89,107 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
         raise FileError(f"expected to write {path}, but: {error.strerror}; nothing was changed") from None
     finally:
         Path(temporary).unlink(missing_ok=True)
+
+
+@contextmanager
+def written_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill with `written_whole`, which takes its place at `path` only when the block ends well.
+
+    Raises FileError when there are files at `path` already, or when the disk refuses.
+
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with written_folder(Path(folder, "new")) as new, written_whole(new / "four") as file:
+    ...         _ = file.write(b"abcd")
+    ...     os.listdir(Path(folder, "new"))
+    ['four']
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileError(f"expected a new or empty folder to write, got {path} with files: choose another name")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as error:
+        raise FileError(f"expected a folder to write {path} in: {error.strerror}") from None
+    try:
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())
+        if path.is_dir():
+            path.rmdir()
+        temporary.replace(path)
+    except OSError as error:
+        raise FileError(f"expected to write {path}, but: {error.strerror}; nothing was changed") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def read_json(path: Path, *, limit: int = 1 << 24) -> dict[str, Any]:
+    """The object in a JSON file of at most `limit` bytes; raises FileError for anything else.
+
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "config.json").write_text('{"a": 1}')
+    ...     read_json(Path(folder, "config.json"))
+    {'a': 1}
+    """
+    source = FileBytes(path)
+    if source.size > limit:
+        raise FileError(f"expected at most {limit} bytes of JSON in {path.name}, got {source.size}: give a checkpoint")
+    return parse_json(source.read(0, source.size).tobytes(), path.name)
+
+
+def parse_json(text: bytes, where: str) -> dict[str, Any]:
+    """The JSON object in some bytes, no key twice; raises FileError for anything else.
+
+    >>> parse_json(b"[]", "config.json")
+    Traceback (most recent call last):
+    gemmary.base.errors.FileError: expected a JSON object in config.json, got a list: fetch the file again
+    """
+    try:
+        value = json.loads(text, object_pairs_hook=_without_doubles)
+    except FileError as error:
+        raise FileError(f"{where}: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise FileError(f"expected JSON in {where}, got something else ({error}): fetch the file again") from None
+    if not isinstance(value, dict):
+        raise FileError(f"expected a JSON object in {where}, got a {type(value).__name__}: fetch the file again")
+    return value
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write an object as JSON, whole or not at all.
+
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_json(Path(folder, "config.json"), {"a": 1})
+    ...     read_json(Path(folder, "config.json"))
+    {'a': 1}
+    """
+    with written_whole(path) as file:
+        file.write(json.dumps(value, indent=2).encode() + b"\n")
+
+
+def listed_files(index: Path) -> list[Path]:
+    """The files beside an index that its `weight_map` names; raises FileError for names that lead elsewhere.
+
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_json(Path(folder, "index.json"), {"weight_map": {"a": "1.h5", "b": ["1.h5", "2.h5"]}})
+    ...     [path.name for path in listed_files(Path(folder, "index.json"))]
+    ['1.h5', '2.h5']
+    """
+    names = read_json(index).get("weight_map")
+    listed = (
+        [each for value in names.values() for each in (value if isinstance(value, list) else [value])]
+        if isinstance(names, dict)
+        else []
+    )
+    if not listed or not all(isinstance(name, str) and Path(name).name == name for name in listed):
+        raise FileError(f"expected a weight_map of names to files in {index.name}, got something else: fetch it again")
+    return [index.with_name(name) for name in sorted(set(listed))]
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        raise FileError("expected every name once, got one twice: the file is damaged, fetch it again")
+    return values
 
 
 def _umask() -> int:

@@ -118,6 +118,15 @@ class Weight:
         return self.path.endswith("_norm")
 
     @property
+    def lowest(self) -> str:
+        """The coarsest block type that it bears; the embedding is the output head too.
+
+        >>> [row.lowest for row in TABLE[:3]]
+        ['Q8_0', 'F32', 'Q4_0']
+        """
+        return "F32" if self.is_norm else "Q8_0" if self.path == "embedding" else "Q4_0"
+
+    @property
     def per_layer(self) -> bool:
         """Whether every layer has one.
 
