@@ -4,17 +4,19 @@
 ./my-model, model.gguf         as it stands
 gemma-3-270m, nothing          the embedded default, from the extra `demo`; no network
 gemma-2b-it                    huggingface.co/google/gemma-2b-it
-hf://owner/name[/file]         huggingface.co/owner/name
+hf://owner/name[/file]         huggingface.co/owner/name; of its files only those that are read
 kaggle://owner/model/framework/variation
 """
 
 import difflib
 import hashlib
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from gemmary.base.config import PRESETS
 from gemmary.base.errors import FileError, MissingExtraError, UnknownModelError
+from gemmary.formats.hub import from_hugging_face, from_kaggle
 from gemmary.formats.storage import written_whole
 
 DEFAULT = "gemma-3-270m"
@@ -25,22 +27,38 @@ def locate(name: str | None = None) -> Path:
     """The file or folder of a model, downloaded or unpacked when it has to be.
 
     Raises UnknownModelError for a name that leads nowhere, GatedError for a download whose terms are not accepted,
-    MissingExtraError for a client that is not installed.
+    FileError for a download that fails, MissingExtraError for a client that is not installed.
 
     >>> locate("gemma-3-270n")
     Traceback (most recent call last):
     gemmary.base.errors.UnknownModelError: expected a path or the name of a model, got 'gemma-3-270n': did you mean ...
     """
-    if name is None or (name == DEFAULT and not Path(name).exists()):
+    if name is None or (name == DEFAULT and not _exists(name)):
         return embedded_default()
-    if Path(name).exists():
+    for scheme, download in _DOWNLOADS.items():
+        if name.startswith(scheme):
+            return download(name.removeprefix(scheme))
+    if _exists(name):
         return Path(name)
+    if name in PRESETS:
+        return from_hugging_face(f"google/{name}")
     raise _unknown(name)
+
+
+_DOWNLOADS: Mapping[str, Callable[[str], Path]] = {"hf://": from_hugging_face, "kaggle://": from_kaggle}
+
+
+def _exists(name: str) -> bool:
+    try:
+        return bool(name) and Path(name).exists()
+    except OSError:  # longer than any name can be
+        return False
 
 
 def _unknown(name: str) -> UnknownModelError:
     near = difflib.get_close_matches(name, PRESETS, n=3, cutoff=0.5) or sorted(PRESETS)[:3]
-    return UnknownModelError(f"expected a path or the name of a model, got {name!r}: did you mean {', '.join(near)}?")
+    got = repr(name[:200])
+    return UnknownModelError(f"expected a path or the name of a model, got {got}: did you mean {', '.join(near)}?")
 
 
 def cache_folder() -> Path:
