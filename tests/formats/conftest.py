@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tiny checkpoints with random weights: one for the features of each generation, the same for the same seed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from gemmary.base.config import GemmaConfig
-from gemmary.formats.checkpoint import Checkpoint
+from gemmary.base.errors import GemmaryError
+from gemmary.formats.checkpoint import Checkpoint, open_checkpoint
 from gemmary.formats.sentencepiece import Kind, Vocabulary
 from gemmary.formats.tensors import weights
 
@@ -76,3 +79,56 @@ def make_tiny() -> Callable[..., Checkpoint]:
         return tiny_checkpoint(CONFIGS[generation].with_(**changes), seed, dtype)
 
     return make
+
+
+@pytest.fixture
+def refused() -> Callable[..., int]:
+    """Opens and reads damaged copies of a checkpoint; how many gave an error, which must be one line of ours.
+
+    Half of the flipped bits are in the first `head` bytes, where lengths and names are. Memory is limited, so that a
+    length which is believed shows itself.
+    """
+
+    def run(file: Path, opened: Path | None = None, *, head: int = 2048, flips: int = 300, cuts: int = 60) -> int:
+        raw, generator = file.read_bytes(), np.random.default_rng(file.stat().st_size)
+        ends = {*range(min(16, len(raw))), *generator.integers(0, len(raw), cuts).tolist(), len(raw) - 1}
+        damaged: list[bytes] = [raw[:end] for end in sorted(ends)]
+        for at in range(flips):
+            copy = bytearray(raw)
+            for _ in range(1 + at % 3):
+                copy[generator.integers(0, min(head, len(raw)) if at % 2 else len(raw))] ^= 1 << generator.integers(8)
+            damaged.append(bytes(copy))
+        with limited_memory(512 << 20):
+            return sum(is_refused(file, copy, opened or file) for copy in damaged)
+
+    return run
+
+
+def is_refused(file: Path, content: bytes, opened: Path) -> bool:
+    file.unlink()  # a new file: readers of the last one may be open
+    file.write_bytes(content)
+    try:
+        for read in open_checkpoint(opened).tensors.values():
+            read()
+    except GemmaryError as error:
+        assert str(error) and "\n" not in str(error) and len(str(error)) < 1000
+        return True
+    return False
+
+
+@contextmanager
+def limited_memory(more: int) -> Iterator[None]:
+    """Allows this process that many bytes beside what it has; does nothing where the system cannot tell."""
+    status = Path("/proc/self/statm")
+    if not status.exists():
+        yield
+        return
+    import resource
+
+    known = resource.getrlimit(resource.RLIMIT_AS)
+    now = int(status.read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (now + more, known[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, known)

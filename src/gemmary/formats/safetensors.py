@@ -135,7 +135,7 @@ def _read(source: FileBytes, start: int, dtype: np.dtype[Any], shape: tuple[int,
 def write_safetensors(checkpoint: Checkpoint, path: Path, dtype: str, *, shard_bytes: int = 5_000_000_000) -> None:
     """Write a folder that transformers loads; each file at most `shard_bytes`, unless a tensor is more.
 
-    Raises InputError for a configuration that no Hugging Face class of Gemma 1 to 3 has, FileError when `path` is taken.
+    Raises InputError for a configuration that no Hugging Face class of Gemma has, FileError when `path` is taken.
 
     >>> from gemmary.base.config import PRESETS
     >>> write_safetensors(Checkpoint(config=PRESETS["gemma-2b"], tensors={}, vocabulary=None), Path("new"), "float32")
