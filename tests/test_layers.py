@@ -17,7 +17,8 @@ FLOORS = (  # from the ground up; the rooms of one floor are siblings
     {"train", "evaluate", "corpus"},
     {"safety"},
     {"serve"},
-    {"cli", "api"},
+    {"api"},
+    {"cli"},
     {"__init__", "__main__"},
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
