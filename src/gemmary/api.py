@@ -29,6 +29,7 @@ Backend = Literal["jax", "torch", "tensorflow"]
 Dtype = Literal["float32", "bfloat16"]
 
 DEFAULT_LENGTH = 8192  # positions a slot holds unless more is asked for
+CHUNK_LENGTH = 512  # tokens of a prompt that run at once
 _ENGINES = {
     "keras": ("gemmary.generate.keras_engine", "KerasEngine"),
     "native": ("gemmary.generate.native_engine", "NativeEngine"),
@@ -191,7 +192,7 @@ def _make_engine(
     chosen: Runtime, checkpoint: "Checkpoint", *, num_slots: int, max_length: int, dtype: Dtype
 ) -> "Engine":
     module, name = _ENGINES[chosen.engine]
-    engine: Engine = getattr(import_module(module), name)(
-        checkpoint, num_slots=num_slots, max_length=max_length, dtype=dtype
-    )
+    make = getattr(import_module(module), name)
+    chunk = min(CHUNK_LENGTH, max_length)
+    engine: Engine = make(checkpoint, num_slots=num_slots, max_length=max_length, chunk_length=chunk, dtype=dtype)
     return engine

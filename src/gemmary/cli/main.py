@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command `gemmary`: its verbs, and how errors end it.
+
+what came                              what is seen                         exit status
+an error of ours, or of the usage      one line (and the usage) on stderr   2
+Ctrl-C                                 nothing                              130
+a reader that went away (| head)       nothing                              1
+anything else is a bug                 a traceback                          1
+"""
+
+import io
+import sys
+from collections.abc import Sequence
+from typing import Annotated, NoReturn
+
+import typer
+
+from gemmary.base.errors import GemmaryError
+from gemmary.cli.chat import chat
+from gemmary.cli.convert import convert
+from gemmary.cli.generate import generate
+from gemmary.cli.inspect import inspect
+from gemmary.cli.tokenize import tokenize
+
+app = typer.Typer(
+    name="gemmary",
+    help="Run, read and convert Gemma models.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["--help", "-h"], "max_content_width": 100},
+)
+for verb in (generate, chat, tokenize, inspect, convert):
+    app.command(help=(verb.__doc__ or "").partition(">>>")[0])(verb)
+
+
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
+        from importlib.metadata import version
+
+        print(f"gemmary {version('gemmary')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Do what a command line says and give its exit status.
+
+    >>> run(["tokenize", "--ids", "one"])  # says why not, on stderr
+    2
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    try:
+        app(list(arguments), prog_name="gemmary")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except GemmaryError as error:
+        print(f"gemmary: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def main() -> NoReturn:
+    """The entry point of the command `gemmary`; never returns.
+
+    >>> main.__name__
+    'main'
+    """
+    sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What several verbs share: options that mean the same everywhere, text that comes in, notes that go to stderr."""
+
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from gemmary.api import Backend, Dtype, EngineName
+from gemmary.base.errors import InputError
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="NAME",
+        help="A path, a name such as gemma-2b-it, hf://owner/name or kaggle://...; nothing is the embedded default.",
+    ),
+]
+Engine = Annotated[EngineName, typer.Option(help="What computes: auto is native where it is installed, else keras.")]
+KerasBackend = Annotated[
+    Backend | None, typer.Option(help="The backend of Keras; nothing is KERAS_BACKEND or the first that is installed.")
+]
+Precision = Annotated[Dtype, typer.Option(help="The precision of weights and activations.")]
+MaxLength = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Room for prompt and reply in tokens; nothing is the model's context, up to 8192."),
+]
+MaxTokens = Annotated[int, typer.Option("--max-tokens", "-n", metavar="N", help="The most tokens of a reply.")]
+Temperature = Annotated[float, typer.Option(metavar="T", help="How freely tokens are drawn; 0 is greedy.")]
+TopK = Annotated[int, typer.Option(metavar="K", help="Draw from the K most probable tokens; 0 is all.")]
+TopP = Annotated[float, typer.Option(metavar="P", help="Draw from the most probable that make up P; 1 is all.")]
+MinP = Annotated[float, typer.Option(metavar="P", help="Leave out what has less than P of the best's probability.")]
+RepetitionPenalty = Annotated[float, typer.Option(metavar="R", help="Make tokens rarer that were there; 1 is none.")]
+Seed = Annotated[int, typer.Option(metavar="S", help="The same seed draws the same tokens.")]
+Stop = Annotated[
+    list[str] | None, typer.Option(metavar="TEXT", help="End the reply before this text; may be given several times.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+def checked(argument: str) -> str:
+    """The argument itself; raises InputError when it came as bytes that are not UTF-8.
+
+    >>> checked("The capital of France is")
+    'The capital of France is'
+    """
+    from gemmary.text.tokenizer import require_utf8
+
+    require_utf8(argument)
+    return argument
+
+
+def read_text(argument: str) -> str:
+    """The text of an argument, which is that of stdin for "-"; one line end at the end of stdin is not part of it.
+
+    Raises InputError for what is not UTF-8.
+
+    >>> read_text("The capital of France is")
+    'The capital of France is'
+    """
+    from gemmary.text.tokenizer import decode_utf8
+
+    if argument != "-":
+        return checked(argument)
+    text = decode_utf8(sys.stdin.buffer.read())
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+def numbers(text: str) -> list[int]:
+    """Token ids written with commas or spaces between them; raises InputError for anything else.
+
+    >>> numbers("2, 651 9")
+    [2, 651, 9]
+    """
+    words = text.replace(",", " ").split()
+    wrong = next((word for word in words if not word.isdecimal() or len(word) > 9), None)
+    if wrong is not None or not words:
+        raise InputError(f"expected token ids such as 2,651,9, got {text if wrong is None else wrong!r}: write numbers")
+    return [int(word) for word in words]
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """Print one object, indented, as UTF-8.
+
+    >>> print_json({"text": "café"})
+    {
+      "text": "café"
+    }
+    """
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def note(text: str) -> None:
+    """Tell the user something that is not the result: a line on stderr.
+
+    >>> note("loading")
+    """
+    print(text, file=sys.stderr, flush=True)
+
+
+def size(num_bytes: float) -> str:
+    """Bytes for people, in powers of 1000.
+
+    >>> size(253_112_960), size(999)
+    ('253 MB', '999 bytes')
+    """
+    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if num_bytes >= scale:
+            value = num_bytes / scale
+            return f"{value:.0f} {unit}" if value >= 100 else f"{value:.1f} {unit}"
+    return f"{num_bytes:.0f} bytes"

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""gemmary generate prints the continuation and nothing else, as it comes; --json says what it cost."""
+
+import io
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from gemmary.base.errors import ContextError
+from gemmary.generate.request import Request, Token
+from gemmary.generate.scripted import ScriptedGenerator
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+def test_the_continuation_alone_is_printed_with_one_line_end(command: Command, scripted: Callable) -> None:
+    scripted({"France is": " Paris — été.", "poem": "a\nb\n"})
+    assert command("generate", "The capital of France is") == (0, " Paris — été.\n", "")
+    assert command("generate", "a poem") == (0, "a\nb\n", "")
+
+
+def test_options_reach_the_request_and_the_model(command: Command, scripted: Callable) -> None:
+    generator = ScriptedGenerator({"hi": "one two three"})
+    loaded = scripted(generator)
+    options = "--temperature 0.5 --top-k 3 --top-p 0.9 --min-p 0.1 --repetition-penalty 1.1 --seed 7 --max-tokens 99"
+    ends = ["--stop", "three", "--stop", "two"]
+    settings = "--model m --engine keras --backend torch --dtype bfloat16 --max-length 50"
+    status, out, _ = command("generate", "hi", *options.split(), *ends, *settings.split())
+    assert (status, out) == (0, "one \n")
+    [request] = generator.requests
+    sampling = request.sampling
+    assert (sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p) == (0.5, 3, 0.9, 0.1)
+    assert (sampling.repetition_penalty, sampling.seed, request.max_tokens) == (1.1, 7, 99)
+    assert request.stop == ("three", "two")
+    wanted = {"name": "m", "engine": "keras", "backend": "torch", "dtype": "bfloat16", "max_length": 50}
+    assert loaded == [{**wanted, "num_slots": 1}]
+
+
+def test_stdin_is_the_prompt_without_its_last_line_end(
+    command: Command, scripted: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = ScriptedGenerator({"é": "x"})
+    scripted(generator)
+    for given, prompt in ((b"caf\xc3\xa9\n\n", "café\n"), (b"caf\xc3\xa9\r\n", "café"), (b"caf\xc3\xa9", "café")):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given)))
+        assert command("generate", "-") == (0, "x\n", "")
+        assert generator.requests[-1].prompt == prompt
+
+
+def test_text_is_out_before_the_next_token_is_asked_for(
+    command: Command, scripted: Callable, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = []
+
+    class Watching(ScriptedGenerator):
+        def stream(self, request: Request) -> Iterator[Token]:
+            for token in super().stream(request):
+                seen.append(capsys.readouterr().out)
+                yield token
+
+    scripted(Watching({"hi": "abc"}))
+    assert command("generate", "hi")[0] == 0
+    assert seen == ["", "a", "b", "c"]
+
+
+def test_json_is_one_object_with_ids_and_costs(
+    command: Command, scripted: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    scripted({"hi": "né"})
+    status, out, err = command("generate", "hi", "--json", "--engine", "keras")
+    found = json.loads(out)
+    assert (status, err) == (0, "")
+    assert (found["text"], found["finish_reason"]) == ("né", "stop")
+    assert found["ids"] == [ord("n") + 6, 0xC3 + 6, 0xA9 + 6, 1]
+    assert found["usage"] == {"prompt_tokens": 3, "completion_tokens": 4, "cached_tokens": 0, "total": 7}
+    assert found["timings"]["load_seconds"] >= 0 and found["timings"]["decode_tokens_per_second"] is None
+    assert (found["model"], found["engine"], found["backend"]) == ("gemma-3-270m", "keras", "jax")
+
+
+def test_a_prompt_past_the_context_is_one_line_and_prints_nothing(command: Command, scripted: Callable) -> None:
+    class Small(ScriptedGenerator):
+        def stream(self, request: Request) -> Iterator[Token]:
+            raise ContextError("expected at most 7 tokens, got 8: shorten the prompt")
+
+    scripted(Small({}))
+    assert command("generate", "hi") == (2, "", "gemmary: expected at most 7 tokens, got 8: shorten the prompt\n")
+
+
+@pytest.mark.slow
+def test_the_embedded_default_names_the_capital_of_france(command: Command, default_checkpoint: Path) -> None:
+    pytest.importorskip("gemmary.generate.keras_engine")
+    arguments = ("generate", "The capital of France is", "--max-tokens", "8", "--engine", "keras")
+    status, out, _ = command(*arguments)
+    assert (status, "Paris" in out) == (0, True)
+    found = json.loads(command(*arguments, "--json").out)
+    assert found["text"] == out.removesuffix("\n")
+    assert found["usage"]["prompt_tokens"] == 6 and len(found["ids"]) == 8
+    assert found["timings"]["prefill_tokens_per_second"] > 0
