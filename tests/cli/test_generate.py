@@ -91,11 +91,11 @@ def test_a_prompt_past_the_context_is_one_line_and_prints_nothing(command: Comma
 
 
 @pytest.mark.slow
-def test_the_embedded_default_names_the_capital_of_france(command: Command, default_checkpoint: Path) -> None:
+def test_the_embedded_default_goes_on_as_in_llama_cpp(command: Command, default_checkpoint: Path) -> None:
     pytest.importorskip("gemmary.generate.keras_engine")
     arguments = ("generate", "The capital of France is", "--max-tokens", "8", "--engine", "keras")
     status, out, _ = command(*arguments)
-    assert (status, "Paris" in out) == (0, True)
+    assert (status, out) == (0, " the capital of the country of France.\n")  # as its server says at temperature 0
     found = json.loads(command(*arguments, "--json").out)
     assert found["text"] == out.removesuffix("\n")
     assert found["usage"]["prompt_tokens"] == 6 and len(found["ids"]) == 8

@@ -16,17 +16,17 @@ Model = Annotated[
         "--model",
         "-m",
         metavar="NAME",
-        help="A path, a name such as gemma-2b-it, hf://owner/name or kaggle://...; nothing is the embedded default.",
+        help="A path, a name such as gemma-2b-it, hf://owner/name or kaggle://...; by default the embedded model.",
     ),
 ]
-Engine = Annotated[EngineName, typer.Option(help="What computes: auto is native where it is installed, else keras.")]
+Engine = Annotated[EngineName, typer.Option(help="What computes; auto is native where it is installed, else keras.")]
 KerasBackend = Annotated[
-    Backend | None, typer.Option(help="The backend of Keras; nothing is KERAS_BACKEND or the first that is installed.")
+    Backend | None, typer.Option(help="The backend of Keras; by default KERAS_BACKEND or the first that is installed.")
 ]
 Precision = Annotated[Dtype, typer.Option(help="The precision of weights and activations.")]
 MaxLength = Annotated[
     int | None,
-    typer.Option(metavar="N", help="Room for prompt and reply in tokens; nothing is the model's context, up to 8192."),
+    typer.Option(metavar="N", help="Tokens of prompt and reply; by default the model's context, at most 8192."),
 ]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", "-n", metavar="N", help="The most tokens of a reply.")]
 Temperature = Annotated[float, typer.Option(metavar="T", help="How freely tokens are drawn; 0 is greedy.")]
@@ -83,14 +83,12 @@ def numbers(text: str) -> list[int]:
 
 
 def print_json(value: dict[str, Any]) -> None:
-    """Print one object, indented, as UTF-8.
+    """Print one object on one line.
 
-    >>> print_json({"text": "café"})
-    {
-      "text": "café"
-    }
+    >>> print_json({"text": "café", "ids": [1, 2]})
+    {"text": "café", "ids": [1, 2]}
     """
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    print(json.dumps(value, ensure_ascii=False))
 
 
 def note(text: str) -> None:
