@@ -68,7 +68,7 @@ def chat(
     generator = load(model, engine=engine, backend=backend, dtype=dtype, max_length=max_length, num_slots=1)
     name = model or DEFAULT
     if "-it" not in name:
-        options.note(f"hint: {name} seems pretrained only and may ramble; chat needs an instruction-tuned (-it) model")
+        options.note(f"hint: {name} has no -it in its name; a model that was pretrained only rambles in a chat")
     talk(Conversation(generator, told, sampling, max_tokens), is_terminal=sys.stdin.isatty())
 
 
