@@ -112,8 +112,9 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
     """What was found, for people."""
     counts, disk, memory = found["parameters"], found["disk"], found["memory"]
     parts = ", ".join(f"{kind} {options.size(count)}" for kind, count in disk["by_precision"].items())
+    average = f"{disk['bytes'] / counts['total']:.2f} bytes a parameter"
     yield f"path          {found['path']}"
-    yield f"format        {disk['format']}, {options.size(disk['bytes'])}{f': {parts}' if parts else ''}"
+    yield f"format        {disk['format']}, {options.size(disk['bytes'])}: {parts or average}"
     yield f"parameters    {counts['total']:,}: embedding {counts['embedding']:,}, other {counts['non_embedding']:,}"
     yield f"vocabulary    {'none' if found['vocabulary'] is None else format(found['vocabulary'], ',')}"
     for dtype in _ITEM_BYTES:
