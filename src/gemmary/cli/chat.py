@@ -54,16 +54,8 @@ def chat(
     """
     from gemmary.api import load
     from gemmary.formats.locate import DEFAULT
-    from gemmary.generate.request import Sampling
 
-    sampling = Sampling(
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-    )
+    sampling = options.sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
     told = None if system is None else options.checked(system)
     generator = load(model, engine=engine, backend=backend, dtype=dtype, max_length=max_length, num_slots=1)
     name = model or DEFAULT

@@ -3,12 +3,15 @@
 
 import json
 import sys
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gemmary.api import Backend, Dtype, EngineName
 from gemmary.base.errors import InputError
+
+if TYPE_CHECKING:
+    from gemmary.generate.request import Sampling
 
 Model = Annotated[
     str | None,
@@ -39,6 +42,26 @@ Stop = Annotated[
     list[str] | None, typer.Option(metavar="TEXT", help="End the reply before this text; may be given several times.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+def sampling(
+    temperature: float, top_k: int, top_p: float, min_p: float, repetition_penalty: float, seed: int
+) -> "Sampling":
+    """The options above as one value, in the order in which they stand there; raises InputError as Sampling does.
+
+    >>> sampling(0.8, 40, 1.0, 0.0, 1.0, 7).top_k
+    40
+    """
+    from gemmary.generate.request import Sampling
+
+    return Sampling(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+    )
 
 
 def checked(argument: str) -> str:
