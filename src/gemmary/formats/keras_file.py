@@ -115,7 +115,7 @@ def _checked(file: Any, name: str, size: int) -> Any:
     is_bfloat16 = data.dtype == np.dtype("V2") and data.attrs.get("dtype") == "bfloat16"
     if data.dtype not in (np.float32, np.float16) and not is_bfloat16:
         raise FileError(
-            f"expected float32, float16 or bfloat16 for {shown(name)}, got {shown(str(data.dtype))}: save it in one of them"
+            f"expected float32, float16 or bfloat16 for {shown(name)}, got {shown(str(data.dtype))}: convert it"
         )
     return data
 
