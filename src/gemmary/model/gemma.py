@@ -76,8 +76,9 @@ def attend(q: Float[Array, "B T N H"], parts: Sequence[Part], cap: float | None)
     # the queries of one key-value head are the rows of one matrix: multi-query attention is a single product
     q = ops.transpose(ops.reshape(q, (batch, length, kv_heads, groups, head_dim)), (0, 2, 1, 3, 4))
     q = ops.reshape(q, (batch, kv_heads, length * groups, head_dim))
-    scores = [_scores(q, keys, mask, cap) for keys, _, mask in parts]
-    shares = ops.cast(ops.softmax(ops.concatenate(scores, axis=-1), axis=-1), q.dtype)
+    scores = ops.concatenate([_scores(q, keys, mask, cap) for keys, _, mask in parts], axis=-1)
+    # the first token alone: Keras warns of a softmax over one score
+    shares = ops.cast(ops.softmax(scores, axis=-1) if scores.shape[-1] > 1 else ops.ones_like(scores), q.dtype)
     output, at = [], 0
     for _, values, _ in parts:
         output.append(ops.matmul(shares[..., at : at + values.shape[2]], values))
