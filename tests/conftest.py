@@ -5,7 +5,8 @@ In tests only, every function of gemmary.model checks its arguments and result a
 `Float[Array, "B T D"]`: a letter must mean one size in a call.
 """
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,18 @@ install_import_hook("gemmary.model", "beartype.beartype")
 
 SHARED_DATA = Path(__file__).parents[1].parent / "shared" / "data"
 GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(autouse=True)
+def one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Tiny models compute on one thread: PyTorch waits longer for a second than it works. Slow tests have them all."""
+    torch = None if request.node.get_closest_marker("slow") else sys.modules.get("torch")
+    known = torch.get_num_threads() if torch else 0
+    if torch:
+        torch.set_num_threads(1)
+    yield
+    if torch:
+        torch.set_num_threads(known)
 
 
 @pytest.fixture(scope="session")
