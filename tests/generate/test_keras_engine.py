@@ -23,7 +23,7 @@ from gemmary.generate import keras_engine
 from gemmary.generate.batched import BatchedGenerator
 from gemmary.generate.generator import Chunk
 from gemmary.generate.keras_engine import KerasEngine
-from gemmary.generate.request import Request
+from gemmary.generate.request import Completion, Request
 from gemmary.model.compiled import compile_pure
 from gemmary.model.gemma import forward, head
 from gemmary.model.weights import load_weights, numpy_array
@@ -192,26 +192,27 @@ def test_a_sequence_taken_back_twice_has_forgotten_by_its_furthest_end(windowed:
     assert kept == 0
 
 
-def test_replies_with_a_shared_beginning_equal_fresh_ones(golden: Path) -> None:
+def test_replies_with_a_shared_beginning_equal_fresh_ones(golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = open_checkpoint(golden / "model")
     assert checkpoint.vocabulary is not None
     tokenizer = Tokenizer(checkpoint.vocabulary)
-
-    def made() -> BatchedGenerator:
-        return BatchedGenerator(KerasEngine(checkpoint, num_slots=2, max_length=128, chunk_length=16), tokenizer)
-
+    engine = KerasEngine(checkpoint, num_slots=2, max_length=128, chunk_length=16)  # rings of 32
     start = "In the year 1912 a lighthouse keeper wrote down 365 sunsets"
     requests = [Request(start + end, max_tokens=12) for end in (", one", ", one a day", " a day", ", one a gem")]
-    requests.append(Request("A gem is cut in two", max_tokens=30))
-    requests.append(Request(start + ", one a day, with", max_tokens=20))
-    shared = made()
-    replies = [shared.complete([request])[0] for request in requests]
-    assert sum(reply.usage.cached_tokens > 20 for reply in replies) >= 2
-    fresh = [made().complete([request])[0] for request in requests[:1] + requests[-2:]]
-    assert [reply.ids for reply in fresh] == [reply.ids for reply in replies[:1] + replies[-2:]]
-    assert replies[-1].text.startswith(" a number from 0 to 9")
-    together = made().complete(requests)
-    assert [reply.ids for reply in together] == [reply.ids for reply in replies]
+    requests += [Request("A gem is cut in two", max_tokens=30), Request(start + ", one a day, with", max_tokens=20)]
+
+    def one_by_one() -> list[Completion]:
+        generator = BatchedGenerator(engine, tokenizer)
+        return [generator.complete([request])[0] for request in requests]
+
+    shared = one_by_one()
+    assert sum(reply.usage.cached_tokens > 20 for reply in shared) >= 2
+    assert shared[-1].text.startswith(" a number from 0 to 9")
+    together = BatchedGenerator(engine, tokenizer).complete(requests)
+    monkeypatch.setattr(engine, "keep", lambda slot, length: 0)
+    fresh = one_by_one()
+    assert not any(reply.usage.cached_tokens for reply in fresh)
+    assert [reply.ids for reply in shared] == [reply.ids for reply in together] == [reply.ids for reply in fresh]
 
 
 def test_scores_are_logarithms_of_the_probabilities(
