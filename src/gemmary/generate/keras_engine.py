@@ -32,7 +32,7 @@ try:
 except ImportError as error:
     raise MissingExtraError.of("the Keras engine", "Keras 3 and a backend", "jax") from error
 
-_LEAST_PAST = 1024  # positions: fewer are not worth a compilation of their own
+_LEAST_PAST = 256  # positions: fewer are not worth a compilation of their own
 _SCORED_AT_ONCE = 128  # tokens whose logits, (tokens, V) float32, exist at the same time
 
 
@@ -98,8 +98,7 @@ class KerasEngine:
         """Run the chunks and return (B, V) float32 logits after the last token of each."""
         logits = np.empty((len(chunks), self._config.vocab_size), np.float32)
         for batch in self._batches(chunks):
-            ids = ops.convert_to_tensor(batch.ids)
-            found, fresh = self._logits(batch.past, self._weights, ids, *batch.places(), self._cache)
+            found, fresh = self._logits(batch.past, self._weights, batch.ids, batch.places, self._cache)
             self._finish(batch, fresh)
             found = numpy_array(found)
             for row, at in batch.rows():
@@ -113,8 +112,7 @@ class KerasEngine:
             wanted = np.zeros_like(batch.ids)
             for row, at in batch.rows():
                 wanted[row, : len(targets[at])] = targets[at]
-            arrays = (ops.convert_to_tensor(wanted), ops.convert_to_tensor(batch.ids), *batch.places())
-            judged, fresh = self._score(batch.past, self._weights, *arrays, self._cache)
+            judged, fresh = self._score(batch.past, self._weights, wanted, batch.ids, batch.places, self._cache)
             self._finish(batch, fresh)
             log_probs, is_greedy = (numpy_array(each) for each in judged)
             for row, at in batch.rows():
@@ -150,12 +148,13 @@ class KerasEngine:
         unused = (slot for slot in range(self._num_slots) if slot not in by_slot)
         slots = sorted([*by_slot, *islice(unused, size - len(members))])
         order = [by_slot.get(slot) for slot in slots]
-        ids, starts, counts = np.zeros((size, length), np.int32), np.zeros(size, np.int32), np.zeros(size, np.int32)
+        ids, places = np.zeros((size, length), np.int32), np.zeros((3, size), np.int32)
+        places[0] = slots
         for row, at in enumerate(order):
             if at is not None:
-                starts[row], counts[row] = chunks[at].start, len(chunks[at].ids)
-                ids[row, : counts[row]] = chunks[at].ids
-        return _Batch(order, self._past(int(starts.max())), ids, np.asarray(slots, np.int32), starts, counts)
+                places[1:, row] = chunks[at].start, len(chunks[at].ids)
+                ids[row, : len(chunks[at].ids)] = chunks[at].ids
+        return _Batch(order, self._past(int(places[1].max())), ids, places)
 
     def _past(self, before: int) -> int:
         """How many positions before a batch are looked at: none, or one of few numbers not below `before`."""
@@ -166,23 +165,20 @@ class KerasEngine:
 
     def _finish(self, batch: "_Batch", fresh: Any) -> None:
         """Write the batch's keys and values into the cache."""
-        self._cache = self._write(0, self._cache, fresh, *batch.places())
-        for slot, start, count in zip(batch.slots.tolist(), batch.starts.tolist(), batch.counts.tolist(), strict=True):
+        self._cache = self._write(0, self._cache, fresh, batch.places)
+        for slot, start, count in batch.places.T.tolist():
             if count:
                 self._run[slot] = max(self._run[slot] if start else 0, start + count)
 
-    def _logits_pass(self, past: int, weights: Any, ids: Any, slots: Any, starts: Any, counts: Any, cache: Any) -> Any:
-        span = Span(slots, starts, counts, past)
+    def _logits_pass(self, past: int, weights: Any, ids: Any, places: Any, cache: Any) -> Any:
+        span = _span(places, past)
         x, fresh = forward_cached(self._config, weights, ids, span, cache, dtype=self._dtype)
-        last = ops.reshape(ops.maximum(counts - 1, 0), (-1, 1, 1))
+        last = ops.reshape(ops.maximum(span.counts - 1, 0), (-1, 1, 1))
         x = ops.take_along_axis(x, ops.broadcast_to(last, (x.shape[0], 1, x.shape[2])), axis=1)
         return head(self._config, weights, x)[:, 0], fresh
 
-    def _score_pass(
-        self, past: int, weights: Any, targets: Any, ids: Any, slots: Any, starts: Any, counts: Any, cache: Any
-    ) -> Any:
-        span = Span(slots, starts, counts, past)
-        x, fresh = forward_cached(self._config, weights, ids, span, cache, dtype=self._dtype)
+    def _score_pass(self, past: int, weights: Any, targets: Any, ids: Any, places: Any, cache: Any) -> Any:
+        x, fresh = forward_cached(self._config, weights, ids, _span(places, past), cache, dtype=self._dtype)
         step = max(1, _SCORED_AT_ONCE // x.shape[0])
         parts = [slice(first, first + step) for first in range(0, x.shape[1], step)]
         judged = [_judged(head(self._config, weights, x[:, part]), targets[:, part]) for part in parts]
@@ -197,21 +193,19 @@ class _Batch:
     order: list[int | None]  # which chunk a row is; None is padding
     past: int
     ids: NDArray[np.int32]
-    slots: NDArray[np.int32]
-    starts: NDArray[np.int32]
-    counts: NDArray[np.int32]
+    places: NDArray[np.int32]  # (3, B): slots, starts, counts
 
     def rows(self) -> list[tuple[int, int]]:
         """The rows that are chunks, and which."""
         return [(row, at) for row, at in enumerate(self.order) if at is not None]
 
-    def places(self) -> tuple[Any, Any, Any]:
-        """Slots, starts and counts as the backend's arrays."""
-        return tuple(ops.convert_to_tensor(each) for each in (self.slots, self.starts, self.counts))
+
+def _span(places: Any, past: int) -> Span:
+    return Span(places[0], places[1], places[2], past)
 
 
-def _write_pass(_: int, cache: Any, fresh: Any, slots: Any, starts: Any, counts: Any) -> Any:
-    return write(cache, fresh, Span(slots, starts, counts, 0))
+def _write_pass(past: int, cache: Any, fresh: Any, places: Any) -> Any:
+    return write(cache, fresh, _span(places, past))
 
 
 def _judged(logits: Any, targets: Any) -> tuple[Any, Any]:

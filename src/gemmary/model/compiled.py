@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 
 Pure = Callable[..., Any]
 
 
 def compile_pure(function: Pure, *, donate: bool = False) -> Pure:
-    """The function, compiled; its first argument is a constant, the others are arrays or nests of them.
+    """The function, compiled; its first argument is a constant, the others are arrays, of NumPy too, or nests of them.
 
     With `donate` the second argument's memory is taken for the result: a function that PyTorch runs as it is, because
     there it writes in place.
@@ -34,7 +35,7 @@ def compile_pure(function: Pure, *, donate: bool = False) -> Pure:
         import tensorflow
 
         return tensorflow.function(function, autograph=False)  # type: ignore[no-any-return]
-    return function if donate else _Traced(function)
+    return _Direct(function) if donate else _Traced(function)
 
 
 def keep_compiled(folder: Path) -> None:
@@ -54,11 +55,24 @@ def keep_compiled(folder: Path) -> None:
         settings.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
+class _Direct:
+    """PyTorch's, as it is."""
+
+    def __init__(self, function: Pure) -> None:
+        self._function = function
+
+    def __call__(self, constant: object, *arguments: Any) -> Any:
+        import torch
+
+        with torch.inference_mode():
+            return self._function(constant, *_tensors(arguments))
+
+
 class _Traced:
     """PyTorch's: the operators that Keras calls, recorded for each constant and set of shapes that comes twice."""
 
     def __init__(self, function: Pure) -> None:
-        self._function = function
+        self._function = _Direct(function)
         self._met: set[object] = set()
         self._traces: dict[object, Pure] = {}
 
@@ -66,12 +80,23 @@ class _Traced:
         import torch
         from torch.fx.experimental.proxy_tensor import make_fx
 
+        arguments = _tensors(arguments)
         flat, spec = torch.utils._pytree.tree_flatten(arguments)
         key = (constant, spec, tuple((each.shape, each.dtype) for each in flat))
+        if key not in self._met:
+            self._met.add(key)
+            return self._function(constant, *arguments)
         with torch.inference_mode():
-            if key not in self._met:
-                self._met.add(key)
-                return self._function(constant, *arguments)
             if key not in self._traces:
                 self._traces[key] = make_fx(lambda *inner: self._function(constant, *inner))(*arguments)
             return self._traces[key](*arguments)
+
+
+def _tensors(arguments: Any) -> Any:
+    """Arrays of NumPy as tensors on the device that Keras runs on; all else as it is."""
+    import torch
+
+    def tensor(each: Any) -> Any:
+        return keras.ops.convert_to_tensor(torch.from_numpy(each)) if isinstance(each, np.ndarray) else each
+
+    return torch.utils._pytree.tree_map(tensor, arguments)
