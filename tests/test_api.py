@@ -99,7 +99,9 @@ def test_a_running_keras_keeps_its_backend(installed: set[str], monkeypatch: pyt
     monkeypatch.setitem(sys.modules, "keras", running)
     monkeypatch.setenv("KERAS_BACKEND", "jax")
     assert runtime().backend == "torch"
-    with pytest.raises(InputError, match="expected the backend torch, which Keras already runs on, got 'jax': set KERAS"):
+    with pytest.raises(
+        InputError, match="expected the backend torch, which Keras already runs on, got 'jax': set KERAS"
+    ):
         runtime(backend="jax")
 
 

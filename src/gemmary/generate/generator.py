@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The two protocols everything else stands on: Generator (three verbs) above, Engine (logits for slots) below.
 
-    serve, evaluate, safety, train, cli ──► Generator.stream / complete / score
-                                                │   scheduler.py, sampling.py: plain code, shared
-                                            Engine.logits / score / keep   (Keras, native)
+serve, evaluate, safety, train, cli ──► Generator.stream / complete / score
+                                            │   scheduler.py, sampling.py: plain code, shared
+                                        Engine.logits / score / keep   (Keras, native)
 """
 
 from collections.abc import Iterator, Sequence

@@ -111,6 +111,8 @@ def library() -> ctypes.CDLL:
             "package again (pip install --force-reinstall gemmary), or use the Keras engine"
         )
     loaded = ctypes.CDLL(str(path))
+    if not hasattr(loaded, "gemmary_abi") or loaded.gemmary_abi() != ABI:
+        raise GemmaryError(f"expected the library of this version, got another at {path}: install the package again")
     pointer, i32, i64, size = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_size_t
     declarations = {
         "open": (i32, (ctypes.POINTER(_Config), ctypes.POINTER(pointer))),
@@ -132,10 +134,7 @@ def library() -> ctypes.CDLL:
 
 def _find(name: str) -> Path | None:
     """The library beside this file, or where an editable install has put it."""
-    import gemmary
-
-    folders = [Path(__file__).parent, *(Path(folder) / "native" for folder in gemmary.__path__)]
-    folders += [Path(folder) / "gemmary" / "native" for folder in sys.path]
+    folders = [Path(__file__).parent, *(Path(folder) / "gemmary" / "native" for folder in sys.path)]
     return next((folder / name for folder in folders if (folder / name).is_file()), None)
 
 
@@ -260,9 +259,7 @@ class Model:
         if raw.dtype != np.uint8 or raw.ndim != 1 or raw.size != expected or not raw.flags.c_contiguous:
             raise CheckpointError(f"expected {expected} bytes of {path}, got {raw.nbytes}: fetch the file again")
         weight, layer = _place(path)
-        self._check(
-            library().gemmary_fill(self._handle, weight, layer, first, count, _address(raw), raw.size), path
-        )
+        self._check(library().gemmary_fill(self._handle, weight, layer, first, count, _address(raw), raw.size), path)
 
     def _ids(self, sequences: Iterable[Sequence[int]]) -> NDArray[np.int32]:
         flat = np.fromiter((token for ids in sequences for token in ids), np.int64)

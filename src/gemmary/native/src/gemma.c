@@ -28,8 +28,8 @@ void gemmary_multiply(const Kernels *k, const Matrix *w, const Activations *x, s
     for (size_t group = 0; group < w->groups; group += PANEL_GROUPS) {
         size_t groups = w->groups - group < PANEL_GROUPS ? w->groups - group : PANEL_GROUPS;
         for (size_t b = 0; b < count; b++) k->unpack(w, first + b, group, groups, &panels[b]);
-        for (size_t row = 0; row < rows; row += TILE) {
-            size_t some = rows - row < TILE ? rows - row : TILE;
+        for (size_t row = 0; row < rows; row += k->tile_rows) {
+            size_t some = rows - row < k->tile_rows ? rows - row : k->tile_rows;
             for (size_t b = 0; b < count; b++)
                 k->tile(w, &panels[b], group, groups, x, row, some, y + row * stride + b * BLOCK, stride);
         }

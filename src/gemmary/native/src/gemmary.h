@@ -113,6 +113,9 @@ GEMMARY_API void gemmary_close(gemmary_model *model);
 GEMMARY_API size_t gemmary_weight_bytes(const gemmary_model *model);
 GEMMARY_API size_t gemmary_cache_bytes(const gemmary_model *model);
 
+/* GEMMARY_ABI of the library that was loaded. */
+GEMMARY_API int32_t gemmary_abi(void);
+
 /* The kernels a model uses; and the name of the i-th set that was built (NULL after the last), best first. */
 GEMMARY_API const char *gemmary_kernels_used(const gemmary_model *model);
 GEMMARY_API const char *gemmary_kernels(int32_t i);

@@ -20,7 +20,7 @@
 
 #include "gemmary.h"
 
-enum { BLOCK = 16, GROUP = 32, QUADS = 8, VECTOR = 64, PANEL_GROUPS = 8, PANEL_BLOCKS = 4, TILE = 4 };
+enum { BLOCK = 16, GROUP = 32, QUADS = 8, VECTOR = 64, PANEL_GROUPS = 8, PANEL_BLOCKS = 4 };
 
 typedef enum {
     SCALE_F16,     /* 16 × f16 scales; minimum = -center * scale */
@@ -64,11 +64,12 @@ typedef struct { /* 16 rows of some groups, one byte a code */
 typedef struct {
     const char *name;
     bool (*runs_here)(void);
+    size_t tile_rows;
     /* y[16] = 16 rows of w times one row of x */
     void (*matvec)(const Matrix *w, size_t block, const Activations *x, size_t row, float *y);
     /* panel = groups [group, group + count) of a block; group and PANEL_GROUPS divide */
     void (*unpack)(const Matrix *w, size_t block, size_t group, size_t count, Panel *panel);
-    /* y[t * stride + 0..15] += panel times rows [row, row + num_rows) of x at those groups; num_rows <= TILE */
+    /* y[t * stride + 0..15] += panel times rows [row, row + num_rows) of x at those groups; num_rows <= tile_rows */
     void (*tile)(const Matrix *w, const Panel *panel, size_t group, size_t count, const Activations *x, size_t row,
                  size_t num_rows, float *y, size_t stride);
     /* c[m][16] (+)= a[m][k] * b[k][16], b in bfloat16; ldc and lda in elements, rows of b follow each other */

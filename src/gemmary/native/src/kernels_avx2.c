@@ -20,6 +20,8 @@
 typedef __m256i Ints;
 typedef __m256 Floats;
 
+enum { TILE = 4 };
+
 static bool runs_here(void) {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
 }
@@ -273,4 +275,4 @@ static void mix(float *c, size_t ldc, const float *a, size_t lda, const uint16_t
 }
 
 const Kernels gemmary_avx2 = {
-    .name = "avx2", .runs_here = runs_here, .matvec = matvec, .unpack = unpack, .tile = tile, .mix = mix, ROW_KERNELS};
+    .name = "avx2", .runs_here = runs_here, .tile_rows = TILE, .matvec = matvec, .unpack = unpack, .tile = tile, .mix = mix, ROW_KERNELS};

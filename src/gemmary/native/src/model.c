@@ -7,7 +7,7 @@
 
 static const Kernels *const KERNELS[] = {
 #ifdef GEMMARY_X86
-    &gemmary_avx2,
+    &gemmary_avx512, &gemmary_avx2,
 #endif
 #ifdef GEMMARY_NEON
     &gemmary_neon,
@@ -15,6 +15,8 @@ static const Kernels *const KERNELS[] = {
     &gemmary_portable,
 };
 enum { NUM_KERNELS = sizeof KERNELS / sizeof *KERNELS };
+
+int32_t gemmary_abi(void) { return GEMMARY_ABI; }
 
 const char *gemmary_kernels(int32_t i) { return i >= 0 && i < NUM_KERNELS ? KERNELS[i]->name : NULL; }
 
