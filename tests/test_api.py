@@ -99,9 +99,7 @@ def test_a_running_keras_keeps_its_backend(installed: set[str], monkeypatch: pyt
     monkeypatch.setitem(sys.modules, "keras", running)
     monkeypatch.setenv("KERAS_BACKEND", "jax")
     assert runtime().backend == "torch"
-    with pytest.raises(
-        InputError, match="expected the backend torch, which Keras already runs on, got 'jax': set KERAS"
-    ):
+    with pytest.raises(InputError, match="expected the backend torch, which Keras already runs on, got 'jax': set"):
         runtime(backend="jax")
 
 
@@ -135,6 +133,19 @@ def test_the_default_room_is_the_context_up_to_8192_and_chunks_fit_in_it(model: 
     lengths = [(made["max_length"], made["chunk_length"]) for made in Echo.made]
     assert lengths == [(8192, 512), (9000, 512), (100, 100)]
     assert [(made["num_slots"], made["dtype"]) for made in Echo.made][1] == (1, "bfloat16")
+
+
+@pytest.mark.parametrize(("name", "slots"), [("gemma-3-270m", 3), ("gemma-2b", 8), ("gemma-7b", 1)])
+def test_as_many_slots_as_a_quarter_of_the_weights_pays_for(
+    name: str, slots: int, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = gemmary.PRESETS[name]
+    checkpoint = Checkpoint(config=config, tensors={}, vocabulary=byte_tokenizer().vocabulary)
+    monkeypatch.setattr("gemmary.formats.checkpoint.open_checkpoint", lambda path: checkpoint)
+    load(model)
+    assert Echo.made[-1]["num_slots"] == slots
+    cache = config.cache_bytes(8192, chunk=512, slots=slots)
+    assert slots == 1 or cache <= 4 * config.num_params / 4
 
 
 @pytest.mark.parametrize(

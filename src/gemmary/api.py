@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 from gemmary.base.errors import FileError, InputError, MissingExtraError
 
 if TYPE_CHECKING:
+    from gemmary.base.config import GemmaConfig
     from gemmary.formats.checkpoint import Checkpoint
     from gemmary.formats.sentencepiece import Vocabulary
     from gemmary.generate.batched import BatchedGenerator
@@ -30,7 +31,8 @@ Dtype = Literal["float32", "bfloat16"]
 
 DEFAULT_LENGTH = 8192  # positions a slot holds unless more is asked for
 CHUNK_LENGTH = 512  # tokens of a prompt that run at once
-_ENGINES = {
+MOST_SLOTS = 8  # unless more are asked for
+_ENGINES = {  # both are made with the same arguments; a module that is not there is an engine that is not installed
     "keras": ("gemmary.generate.keras_engine", "KerasEngine"),
     "native": ("gemmary.generate.native_engine", "NativeEngine"),
 }
@@ -48,14 +50,14 @@ def load(
     backend: Backend | None = None,
     dtype: Dtype = "float32",
     max_length: int | None = None,
-    num_slots: int = 4,
+    num_slots: int | None = None,
 ) -> "BatchedGenerator":
     """A Generator for a model: a path, a name of the family, a hub's address, or nothing for the embedded default.
 
-    `engine` and `backend` are chosen as `runtime` says. `dtype` is the precision of weights and activations. Up to
-    `num_slots` requests run at once. `max_length` is the most tokens of a prompt and its reply together; by default the
-    model's own context, but at most 8,192, since the cache is allocated whole: `GemmaConfig.cache_bytes` says how much
-    that is for each slot.
+    `engine` and `backend` are chosen as `runtime` says. `dtype` is the precision of weights, activations and cache.
+    `max_length` is the most tokens of a prompt and its reply together; by default the model's own context, but at most
+    8,192, since the cache is allocated whole. `num_slots` requests run at once; by default so many, from 1 to 8, that
+    their caches take a quarter of the memory of the weights at most. `GemmaConfig.cache_bytes` says how much that is.
 
     Raises UnknownModelError, FileError and CheckpointError for a model that cannot be found or read, MissingExtraError
     for an engine or backend that is not installed, InputError for settings that cannot be used.
@@ -71,13 +73,14 @@ def load(
 
     if dtype not in get_args(Dtype):
         raise InputError(f"expected a dtype of {', '.join(get_args(Dtype))}, got {dtype!r}: use one of them")
-    if num_slots < 1:
+    if num_slots is not None and num_slots < 1:
         raise InputError(f"expected num_slots >= 1, got {num_slots}: use 1 for one request at a time")
     chosen, path = runtime(engine, backend), locate(name)
     checkpoint = open_checkpoint(path)
     tokenizer = Tokenizer(_present(checkpoint.vocabulary, path))
     length = _length(checkpoint.config.max_length, max_length)
-    made = _make_engine(chosen, checkpoint, num_slots=num_slots, max_length=length, dtype=dtype)
+    slots = num_slots or _affordable_slots(checkpoint.config, length)
+    made = _make_engine(chosen, checkpoint, num_slots=slots, max_length=length, dtype=dtype)
     return BatchedGenerator(made, tokenizer)
 
 
@@ -186,6 +189,11 @@ def _length(context: int, wanted: int | None) -> int:
     if not 2 <= wanted <= context:
         raise InputError(f"expected max_length in 2..{context}, the model's context, got {wanted}: choose one of these")
     return wanted
+
+
+def _affordable_slots(config: "GemmaConfig", length: int) -> int:
+    one = config.cache_bytes(length, chunk=min(CHUNK_LENGTH, length), itemsize=1)
+    return max(1, min(MOST_SLOTS, config.num_params // 4 // one))
 
 
 def _make_engine(

@@ -76,7 +76,7 @@ def test_a_pretrained_model_is_said_to_be_one(command: Command, scripted: Callab
     sys.stdin = io.TextIOWrapper(io.BytesIO(b""))
     status, out, err = command("chat")
     assert (status, out) == (0, "")
-    assert err.startswith("hint: gemma-3-270m seems pretrained only") and err.count("\n") == 1
+    assert err.startswith("hint: gemma-3-270m has no -it in its name") and err.count("\n") == 1
 
 
 def test_a_reply_cut_by_its_limit_and_one_cut_by_the_context_say_so(say: Callable) -> None:

@@ -36,6 +36,7 @@ def test_every_format_is_named_and_weighed(
     disk = json.loads(command("inspect", str(tmp_path / name), "--json")[1])["disk"]
     assert disk["format"] == format
     assert 2 <= disk["bytes"] / checkpoint.config.num_params < 5
+    assert f"format        {format}, " in command("inspect", str(tmp_path / name))[1]
 
 
 def test_the_page_for_people_has_the_same_numbers(command: Command, tiny_model: Path) -> None:

@@ -211,6 +211,8 @@ def test_every_preset_goes_into_config_json_and_back() -> None:
         ({"num_key_value_heads": 3}, "expected num_kv_heads that divides num_heads=4"),
         ({"rope_scaling": {"rope_type": "yarn"}}, "expected rope_type default or linear"),
         ({"rope_scaling": 7}, "expected an object for rope_scaling"),
+        ({"model_type": ["gemma"]}, "expected model_type gemma"),
+        ({"model_type": "gemma2", "layer_types": [["a"]]}, "expected layer_types of"),
         ({"rms_norm_eps": float("nan")}, "expected a number > 0 for rms_norm_eps"),
     ],
 )
@@ -250,6 +252,7 @@ def test_a_folder_with_files_is_not_written_over(make_tiny: Callable[..., Checkp
         ({"a": {"dtype": "F32", "shape": [2**39, 2**39], "data_offsets": [0, 8]}}, "bytes for a"),
         ({"a": [1, 2]}, "expected dtype, shape and data_offsets for a"),
         ([], "expected a JSON object"),
+        ({"a\nb": 7}, "expected dtype, shape and data_offsets for a.b, got 7"),
     ],
 )
 def test_a_hostile_header_is_refused(header: Any, error: str, tmp_path: Path) -> None:

@@ -115,19 +115,19 @@ class GemmaConfig:
     def cache_lengths(self, length: int, chunk: int) -> tuple[int, ...]:
         """Positions each layer's key-value cache holds for `length` tokens fed at most `chunk` at a time.
 
-        A layer with a window keeps a ring: what may still be looked at, and one chunk. The chunk is in every layer,
-        so the padding of a last short chunk never lands on a position that is still needed.
+        A layer with a window keeps a ring: what may still be looked at, and one chunk, so that a sequence can be taken
+        back by up to a chunk and continued otherwise.
 
         >>> PRESETS["gemma-3-270m"].cache_lengths(4096, 256)[4:6]
-        (768, 4352)
+        (768, 4096)
         """
-        return tuple(min(length, window or length) + chunk for window in self.windows)
+        return tuple(min(length, window + chunk if window else length) for window in self.windows)
 
     def cache_bytes(self, length: int, *, chunk: int = 256, itemsize: int = 4, slots: int = 1) -> int:
         """Bytes of the key-value cache for `slots` sequences of `length` tokens, `itemsize` bytes a number.
 
         >>> PRESETS["gemma-2b"].cache_bytes(8192, itemsize=2)
-        155713536
+        150994944
         """
         each = 2 * self.num_kv_heads * self.head_dim * itemsize
         return slots * each * sum(self.cache_lengths(length, chunk))

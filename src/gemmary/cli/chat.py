@@ -54,21 +54,13 @@ def chat(
     """
     from gemmary.api import load
     from gemmary.formats.locate import DEFAULT
-    from gemmary.generate.request import Sampling
 
-    sampling = Sampling(
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-    )
+    sampling = options.sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
     told = None if system is None else options.checked(system)
     generator = load(model, engine=engine, backend=backend, dtype=dtype, max_length=max_length, num_slots=1)
     name = model or DEFAULT
     if "-it" not in name:
-        options.note(f"hint: {name} seems pretrained only and may ramble; chat needs an instruction-tuned (-it) model")
+        options.note(f"hint: {name} has no -it in its name; a model that was pretrained only rambles in a chat")
     talk(Conversation(generator, told, sampling, max_tokens), is_terminal=sys.stdin.isatty())
 
 

@@ -30,9 +30,7 @@ def convert(
     ],
     format: Annotated[
         Format | None,
-        typer.Option(
-            help="Nothing is gguf for a target *.gguf, torch for *.ckpt, else safetensors.", show_default=False
-        ),
+        typer.Option(help="By default gguf for *.gguf, torch for *.ckpt, else safetensors."),
     ] = None,
     dtype: Annotated[Precision, typer.Option(help="The precision to write; q8_0 and q4_0 in gguf only.")] = "float32",
 ) -> None:

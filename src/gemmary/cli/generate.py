@@ -42,16 +42,9 @@ def generate(
     """
     from gemmary.api import load, runtime
     from gemmary.formats.locate import DEFAULT
-    from gemmary.generate.request import Request, Sampling
+    from gemmary.generate.request import Request
 
-    sampling = Sampling(
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-    )
+    sampling = options.sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
     ends = tuple(map(options.checked, stop or ()))
     request = Request(options.read_text(prompt), max_tokens=max_tokens, sampling=sampling, stop=ends)
     began = time.perf_counter()

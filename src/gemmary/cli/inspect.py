@@ -22,10 +22,10 @@ _ITEM_BYTES = {"float32": 4, "bfloat16": 2}
 def inspect(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="NAME", help="The model, as for --model elsewhere; nothing is the embedded default."),
+        typer.Argument(metavar="NAME", help="The model, as for --model elsewhere; by default the embedded one."),
     ] = None,
     context: Annotated[
-        int | None, typer.Option(metavar="N", help="Count the memory for N tokens; nothing is the model's context.")
+        int | None, typer.Option(metavar="N", help="Count the memory for N tokens; by default the model's context.")
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
@@ -84,6 +84,7 @@ def _disk(path: Path) -> dict[str, Any]:
     """The format, the bytes of the files with weights, and for GGUF the bytes of each precision."""
     from gemmary.formats.gguf_file import read_head
 
+    path = path.parent if path.suffix == ".json" else path
     files = [path] if path.is_file() else [file for file in path.iterdir() if file.suffix in _FORMATS]
     total = sum(file.stat().st_size for file in files)
     with files[0].open("rb") as file:
@@ -111,8 +112,9 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
     """What was found, for people."""
     counts, disk, memory = found["parameters"], found["disk"], found["memory"]
     parts = ", ".join(f"{kind} {options.size(count)}" for kind, count in disk["by_precision"].items())
+    average = f"{disk['bytes'] / counts['total']:.2f} bytes a parameter"
     yield f"path          {found['path']}"
-    yield f"format        {disk['format']}, {options.size(disk['bytes'])}{f': {parts}' if parts else ''}"
+    yield f"format        {disk['format']}, {options.size(disk['bytes'])}: {parts or average}"
     yield f"parameters    {counts['total']:,}: embedding {counts['embedding']:,}, other {counts['non_embedding']:,}"
     yield f"vocabulary    {'none' if found['vocabulary'] is None else format(found['vocabulary'], ',')}"
     for dtype in _ITEM_BYTES:

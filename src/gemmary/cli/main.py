@@ -9,6 +9,7 @@ anything else is a bug                 a traceback                          1
 """
 
 import io
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated, NoReturn
@@ -76,4 +77,5 @@ def main() -> NoReturn:
     >>> main.__name__
     'main'
     """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's greetings are no news of ours
     sys.exit(run(sys.argv[1:]))

@@ -3,12 +3,15 @@
 
 import json
 import sys
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gemmary.api import Backend, Dtype, EngineName
 from gemmary.base.errors import InputError
+
+if TYPE_CHECKING:
+    from gemmary.generate.request import Sampling
 
 Model = Annotated[
     str | None,
@@ -16,17 +19,17 @@ Model = Annotated[
         "--model",
         "-m",
         metavar="NAME",
-        help="A path, a name such as gemma-2b-it, hf://owner/name or kaggle://...; nothing is the embedded default.",
+        help="A path, a name such as gemma-2b-it, hf://owner/name or kaggle://...; by default the embedded model.",
     ),
 ]
-Engine = Annotated[EngineName, typer.Option(help="What computes: auto is native where it is installed, else keras.")]
+Engine = Annotated[EngineName, typer.Option(help="What computes; auto is native where it is installed, else keras.")]
 KerasBackend = Annotated[
-    Backend | None, typer.Option(help="The backend of Keras; nothing is KERAS_BACKEND or the first that is installed.")
+    Backend | None, typer.Option(help="The backend of Keras; by default KERAS_BACKEND or the first that is installed.")
 ]
 Precision = Annotated[Dtype, typer.Option(help="The precision of weights and activations.")]
 MaxLength = Annotated[
     int | None,
-    typer.Option(metavar="N", help="Room for prompt and reply in tokens; nothing is the model's context, up to 8192."),
+    typer.Option(metavar="N", help="Tokens of prompt and reply; by default the model's context, at most 8192."),
 ]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", "-n", metavar="N", help="The most tokens of a reply.")]
 Temperature = Annotated[float, typer.Option(metavar="T", help="How freely tokens are drawn; 0 is greedy.")]
@@ -39,6 +42,26 @@ Stop = Annotated[
     list[str] | None, typer.Option(metavar="TEXT", help="End the reply before this text; may be given several times.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+def sampling(
+    temperature: float, top_k: int, top_p: float, min_p: float, repetition_penalty: float, seed: int
+) -> "Sampling":
+    """The options above as one value, in the order in which they stand there; raises InputError as Sampling does.
+
+    >>> sampling(0.8, 40, 1.0, 0.0, 1.0, 7).top_k
+    40
+    """
+    from gemmary.generate.request import Sampling
+
+    return Sampling(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+    )
 
 
 def checked(argument: str) -> str:
@@ -83,14 +106,12 @@ def numbers(text: str) -> list[int]:
 
 
 def print_json(value: dict[str, Any]) -> None:
-    """Print one object, indented, as UTF-8.
+    """Print one object on one line.
 
-    >>> print_json({"text": "café"})
-    {
-      "text": "café"
-    }
+    >>> print_json({"text": "café", "ids": [1, 2]})
+    {"text": "café", "ids": [1, 2]}
     """
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    print(json.dumps(value, ensure_ascii=False))
 
 
 def note(text: str) -> None:

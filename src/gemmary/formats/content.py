@@ -15,6 +15,7 @@ from gemmary.base.config import GemmaConfig
 from gemmary.base.errors import CheckpointError, FileError, InputError
 from gemmary.formats.quantize import BlockType
 from gemmary.formats.sentencepiece import Vocabulary
+from gemmary.formats.storage import shown
 from gemmary.formats.tensors import Stored, Weight, weights
 
 
@@ -94,7 +95,7 @@ def bind(
     for name, entry in entries.items():
         if name not in taken and not ignored.match(name):
             raise CheckpointError(
-                f"expected no other tensors than a Gemma's, got {name}: see docs/design.md for what is read"
+                f"expected no other tensors than a Gemma's, got {shown(name)}: see docs/design.md for what is read"
             )
         if name in taken and taken[name] != entry.shape[0]:
             raise _wrong_shape(name, (taken[name], *entry.shape[1:]), entry.shape)
@@ -242,12 +243,14 @@ class Fields:
         return default if value is None else value
 
     def _wrong(self, expected: str, key: str, value: Any) -> FileError:
-        got = repr(value)[:40]
+        got = repr(value[:40]) if isinstance(value, str) else shown(value)
         return FileError(f"expected {expected} for {self.prefix}{key} in {self.where}, got {got}: fetch the file again")
 
 
 def _wrong_shape(name: str, expected: tuple[int, ...], got: tuple[int, ...]) -> CheckpointError:
-    return CheckpointError(f"expected {name} of shape {expected}, got {got}: the file and its configuration disagree")
+    return CheckpointError(
+        f"expected {name} of shape {expected}, got {shown(got)}: the file and its configuration disagree"
+    )
 
 
 def _read(entry: Entry, part: slice, stored: Stored, config: GemmaConfig, name: str) -> NDArray[Any]:

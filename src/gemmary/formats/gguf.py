@@ -27,7 +27,7 @@ from gemmary.formats.content import Blocks, Checkpoint, Entry, Fields, bind, che
 from gemmary.formats.gguf_file import GgufFile, GgufTensor, Value, read_head, read_tensor, write_file
 from gemmary.formats.quantize import BlockType
 from gemmary.formats.sentencepiece import SPACE, Kind, Vocabulary
-from gemmary.formats.storage import FileBytes
+from gemmary.formats.storage import FileBytes, shown
 from gemmary.formats.tensors import Stored, Weight, weights
 
 
@@ -122,11 +122,11 @@ def _exact(read: Callable[[], NDArray[Any]], exact: NDArray[Any]) -> NDArray[Any
 
 def _config(head: GgufFile) -> GemmaConfig:
     name = head.metadata.get("general.architecture")
-    if name not in _ARCHITECTURES:
+    if not isinstance(name, str) or name not in _ARCHITECTURES:
         raise FileError(
-            f"expected the architecture gemma, gemma2 or gemma3, got {name!r}: give a Gemma of one of these"
+            f"expected the architecture gemma, gemma2 or gemma3, got {shown(name)}: give a Gemma of one of these"
         )
-    known, keys = _ARCHITECTURES[str(name)], Fields(head.metadata, head.path.name, f"{name}.")
+    known, keys = _ARCHITECTURES[name], Fields(head.metadata, head.path.name, f"{name}.")
     num_layers, num_heads = keys.size("block_count"), keys.size("attention.head_count")
     model_dim, rope_base = keys.size("embedding_length"), keys.real("rope.freq_base", 10_000.0)
     head_dim = keys.size("attention.key_length", model_dim // num_heads)

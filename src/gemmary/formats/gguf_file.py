@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from gemmary.base.errors import CheckpointError, FileError, InputError
 from gemmary.formats.content import Entry, cast
 from gemmary.formats.quantize import LAYOUTS, BlockType, dequantize, quantize
-from gemmary.formats.storage import FileBytes, written_whole
+from gemmary.formats.storage import FileBytes, shown, written_whole
 
 Value = int | float | bool | str | tuple[str, ...] | NDArray[Any]
 
@@ -110,7 +110,7 @@ class _Head:
         for _ in range(num_keys):
             key = self._string()
             if key in metadata:
-                raise self._damaged(f"the key {key!r} once", "it twice")
+                raise self._damaged(f"the key {shown(key)} once", "it twice")
             metadata[key] = self._value(self._number(4))
         found = [self._tensor() for _ in range(num_tensors)]
         alignment = metadata.get("general.alignment", _ALIGNMENT)
@@ -123,29 +123,27 @@ class _Head:
         tensors: dict[str, GgufTensor] = {}
         for name, kind, shape, offset in found:
             if name in tensors:
-                raise CheckpointError(f"expected every tensor once, got {name} twice in {self._path.name}")
+                raise CheckpointError(f"expected every tensor once, got {shown(name)} twice in {self._path.name}")
             try:
                 tensors[name] = GgufTensor(kind=kind, shape=shape, start=start + offset)
                 end = tensors[name].start + tensors[name].num_bytes
             except InputError as error:
-                raise CheckpointError(f"{name}: {error}") from None
+                raise CheckpointError(f"{shown(name)}: {error}") from None
             if end > self._size:
-                raise self._damaged(f"{name} to end by byte {self._size}", f"{end}")
+                raise self._damaged(f"{shown(name)} to end by byte {self._size}", f"{end}")
         return tensors
 
     def _tensor(self) -> tuple[str, BlockType, tuple[int, ...], int]:
         name, num_dims = self._string(), self._number(4)
         if not 1 <= num_dims <= 4:
-            raise self._damaged(f"1 to 4 dimensions for {name}", str(num_dims))
+            raise self._damaged(f"1 to 4 dimensions for {shown(name)}", str(num_dims))
         shape = tuple(reversed([self._number(8) for _ in range(num_dims)]))
         kind = self._number(4)
         if kind not in BlockType._value2member_map_:
             known = ", ".join(each.name for each in BlockType)
-            raise FileError(
-                f"expected a tensor type of {known}, got ggml's type {kind} for {name}: convert it to one of them"
-            )
+            raise FileError(f"expected a tensor type of {known}, got ggml's type {kind} for {shown(name)}: convert it")
         if 0 in shape:
-            raise self._damaged(f"sizes > 0 for {name}", str(shape))
+            raise self._damaged(f"sizes > 0 for {shown(name)}", str(shape))
         return name, BlockType(kind), shape, self._number(8)
 
     def _value(self, kind: int) -> Value:

@@ -18,6 +18,7 @@ from typing import Any
 from gemmary.base.config import GemmaConfig
 from gemmary.base.errors import FileError, InputError
 from gemmary.formats.content import Fields, check_fits
+from gemmary.formats.storage import shown
 
 _WHERE = "config.json"
 
@@ -86,7 +87,8 @@ def config_from_json(values: Mapping[str, Any]) -> GemmaConfig:
         kind, values = "gemma3_text", values["text_config"]
     if not isinstance(kind, str) or kind not in _FAMILIES:
         raise FileError(
-            f"expected model_type gemma, gemma2, gemma3_text or gemma3 in {_WHERE}, got {kind!r}: give a Gemma 1 to 3"
+            f"expected model_type gemma, gemma2, gemma3_text or gemma3 in {_WHERE}, got {shown(kind)}: "
+            "give a Gemma 1 to 3"
         )
     family = _FAMILIES[kind]
     fields = Fields({**family.defaults, **values}, _WHERE)
@@ -125,7 +127,9 @@ def _rope(family: _Family, values: Mapping[str, Any]) -> tuple[float, float, flo
     scaling = _object(values, "rope_scaling") or whole
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind not in ("default", "linear", None):
-        raise FileError(f"expected rope_type default or linear in {_WHERE}, got {kind!r}: no Gemma 1 to 3 has another")
+        raise FileError(
+            f"expected rope_type default or linear in {_WHERE}, got {shown(kind)}: no Gemma 1 to 3 has another"
+        )
     base = Fields({**values, **whole}, _WHERE).real("rope_theta", family.rope_base)
     local_base = Fields(values, _WHERE).real("rope_local_base_freq", 10_000.0 if family.qk_norm else base)
     local = Fields(_object(parameters, "sliding_attention"), _WHERE).real("rope_theta", local_base)
@@ -135,7 +139,7 @@ def _rope(family: _Family, values: Mapping[str, Any]) -> tuple[float, float, flo
 def _object(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     value = values.get(key)
     if value is not None and not isinstance(value, dict):
-        raise FileError(f"expected an object for {key} in {_WHERE}, got {str(value)[:40]}: fetch the file again")
+        raise FileError(f"expected an object for {key} in {_WHERE}, got {shown(value)}: fetch the file again")
     return value or {}
 
 
@@ -149,8 +153,8 @@ def _window_pattern(family: _Family, fields: Fields) -> tuple[int | None, ...]:
     kinds = fields.values.get("layer_types")
     if kinds is None:
         return usual
-    if not isinstance(kinds, list) or not kinds or not all(kind in _KINDS for kind in kinds):
-        raise FileError(f"expected layer_types of {sorted(_KINDS)} in {_WHERE}, got {str(kinds)[:60]}: fetch it again")
+    if not isinstance(kinds, list) or not kinds or not all(isinstance(kind, str) and kind in _KINDS for kind in kinds):
+        raise FileError(f"expected layer_types of {sorted(_KINDS)} in {_WHERE}, got {shown(kinds)}: fetch it again")
     windows = tuple(window if kind == _LOCAL else None for kind in kinds)
     return usual if windows == tuple(usual[at % period] for at in range(len(kinds))) else windows
 

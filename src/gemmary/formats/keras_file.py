@@ -24,7 +24,7 @@ from gemmary.base.config import GemmaConfig
 from gemmary.base.errors import CheckpointError, FileError, InputError, MissingExtraError
 from gemmary.formats.content import Checkpoint, Entry, Fields, bind, cast, check_fits, unbind
 from gemmary.formats.sentencepiece import read_sentencepiece, write_sentencepiece
-from gemmary.formats.storage import listed_files, read_json, write_json, written_folder, written_whole
+from gemmary.formats.storage import listed_files, read_json, shown, write_json, written_folder, written_whole
 from gemmary.formats.tensors import Stored, Weight
 
 _ONE_FILE, _INDEX, _PIECES = "model.weights.h5", "model.weights.json", Path("assets", "tokenizer", "vocabulary.spm")
@@ -44,8 +44,10 @@ def read_keras(path: Path) -> Checkpoint:
     """
     whole = read_json(path / "config.json")
     name, values = whole.get("class_name"), whole.get("config")
-    if name not in _FAMILIES or not isinstance(values, dict):
-        raise FileError(f"expected a GemmaBackbone or Gemma3Backbone in config.json, got {name!r}: give a Gemma 1 to 3")
+    if not isinstance(name, str) or name not in _FAMILIES or not isinstance(values, dict):
+        raise FileError(
+            f"expected a GemmaBackbone or Gemma3Backbone in config.json, got {shown(name)}: give a Gemma 1 to 3"
+        )
     metadata = read_json(path / "metadata.json") if (path / "metadata.json").exists() else {}
     config = _config(_FAMILIES[name], Fields(values, "config.json"), Fields(metadata, "metadata.json"))
     entries: dict[str, Entry] = {}
@@ -86,7 +88,7 @@ def _layers(group: Any, prefix: str) -> Iterator[str]:
         link = group.get(name, getlink=True)
         if type(link).__name__ == "ExternalLink":
             raise FileError(
-                f"expected variables in the file itself, got a link to another at {prefix}{name}: do not trust it"
+                f"expected variables in the file itself, got a link away at {shown(prefix + name)}: do not trust it"
             )
         child = group[name]
         if type(child).__name__ != "Group":
@@ -103,13 +105,17 @@ def _checked(file: Any, name: str, size: int) -> Any:
     variables = file[name]["vars"]
     data = variables["0"] if list(variables) == ["0"] else None
     if type(data).__name__ != "Dataset" or data is None:
-        raise CheckpointError(f"expected one variable in {name}, got {sorted(variables)[:3]}: give a plain Gemma")
+        raise CheckpointError(
+            f"expected one variable in {shown(name)}, got {shown(sorted(variables))}: give a plain Gemma"
+        )
     if data.external or data.is_virtual or data.id.get_storage_size() != data.nbytes or data.nbytes > size:
         raise FileError(
-            f"expected {name} stored plainly in the file, got it compressed, elsewhere or cut: save it again"
+            f"expected {shown(name)} stored plainly in the file, got it compressed, elsewhere or cut: save it again"
         )
     if data.dtype not in (np.float32, np.float16) and data.attrs.get("dtype") != "bfloat16":
-        raise FileError(f"expected float32, float16 or bfloat16 for {name}, got {data.dtype}: save it in one of them")
+        raise FileError(
+            f"expected float32, float16 or bfloat16 for {shown(name)}, got {shown(data.dtype)}: save it in one of them"
+        )
     return data
 
 
@@ -127,7 +133,9 @@ def _opened(path: Path) -> Iterator[Any]:
         with h5py.File(path, "r") as file:
             yield file
     except (OSError, KeyError, ValueError, RuntimeError, TypeError, OverflowError) as error:  # all of what h5py raises
-        raise FileError(f"expected a readable HDF5 file, got {path.name}: {str(error)[:100]}; fetch it again") from None
+        raise FileError(
+            f"expected a readable HDF5 file, got {path.name}: {shown(str(error))}; fetch it again"
+        ) from None
 
 
 def _h5py() -> Any:

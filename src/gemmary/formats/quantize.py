@@ -248,12 +248,20 @@ _DEQUANTIZE: Mapping[BlockType, Callable[[Blocks, Values], None]] = {
 
 
 def _inverse(d: Values) -> Values:
-    return np.divide(np.float32(1), d, out=np.zeros_like(d), where=d != 0)
+    # what is smaller has no inverse in float32, and is 0 as float16 anyhow
+    return np.divide(np.float32(1), d, out=np.zeros_like(d), where=np.abs(d) > np.float32(1e-38))
+
+
+def _put_factors(blocks: Blocks, d: Values, kind: BlockType) -> None:
+    with np.errstate(over="ignore"):
+        blocks["d"] = d[:, 0]
+    if not np.isfinite(blocks["d"]).all():
+        raise InputError(f"expected values within {kind.name}, got larger ones: use bfloat16 or float32")
 
 
 def _quantize_q8_0(values: Values, blocks: Blocks) -> None:
     d = np.abs(values).max(axis=1, keepdims=True) / np.float32(127)
-    blocks["d"] = d[:, 0]
+    _put_factors(blocks, d, BlockType.Q8_0)
     scaled = values * _inverse(d)
     whole = np.trunc(scaled)
     blocks["q"] = whole + np.trunc(2 * (scaled - whole))  # halves away from zero, as C's roundf
@@ -262,7 +270,7 @@ def _quantize_q8_0(values: Values, blocks: Blocks) -> None:
 def _quantize_q4_0(values: Values, blocks: Blocks) -> None:
     largest = np.take_along_axis(values, np.abs(values).argmax(axis=1, keepdims=True), axis=1)
     d = largest / np.float32(-8)
-    blocks["d"] = d[:, 0]
+    _put_factors(blocks, d, BlockType.Q4_0)
     q = np.minimum((values * _inverse(d) + np.float32(8.5)).astype(np.uint8), 15)
     blocks["q"] = q[:, :16] | q[:, 16:] << 4
 

@@ -27,6 +27,7 @@ from gemmary.formats.storage import (
     listed_files,
     parse_json,
     read_json,
+    shown,
     write_json,
     written_folder,
     written_whole,
@@ -64,7 +65,7 @@ def read_safetensors(path: Path) -> Checkpoint:
     for file in [path] if path.is_file() else _files(folder):
         for name, entry in read_entries(file).items():
             if name in entries:
-                raise CheckpointError(f"expected every tensor in one file, got {name} twice in {folder.name}")
+                raise CheckpointError(f"expected every tensor in one file, got {shown(name)} twice in {folder.name}")
             entries[name] = entry
     config = config_from_json(read_json(folder / "config.json"))
     prefix = next((each for each in _PREFIXES if f"{each}embed_tokens.weight" in entries), _PREFIXES[0])
@@ -109,23 +110,23 @@ def read_entries(path: Path) -> dict[str, Entry]:
 
 
 def _entry(source: FileBytes, start: int, name: str, fields: Any) -> Entry:
+    called = shown(name)
     match fields:
         case {"dtype": str(kind), "shape": [*sizes], "data_offsets": [int(begin), int(end)]}:
             if kind not in _DTYPES:
-                raise FileError(f"expected F32, F16 or BF16 for {name}, got {kind}: convert it to one of them")
+                raise FileError(f"expected F32, F16 or BF16 for {called}, got {shown(kind)}: convert it to one of them")
             if not all(isinstance(size, int) and 0 < size < 2**40 for size in sizes):
-                raise CheckpointError(f"expected sizes > 0 for {name}, got {str(sizes)[:40]}: fetch the file again")
+                raise CheckpointError(f"expected sizes > 0 for {called}, got {shown(sizes)}: fetch the file again")
             dtype, shape = _DTYPES[kind], tuple(sizes)
             if end - begin != num_bytes(shape, dtype) or begin < 0 or start + end > source.size:
                 raise CheckpointError(
-                    f"expected {num_bytes(shape, dtype)} bytes for {name} in {source.path.name}, got {begin} to {end}: "
+                    f"expected {num_bytes(shape, dtype)} bytes for {called} in {source.path.name}, "
+                    f"got {shown(begin)} to {shown(end)}: "
                     "it is truncated or damaged, fetch it again"
                 )
             return Entry(shape=shape, read=partial(_read, source, start + begin, dtype, shape))
         case _:
-            raise FileError(
-                f"expected dtype, shape and data_offsets for {name[:40]}, got {str(fields)[:40]}: fetch it again"
-            )
+            raise FileError(f"expected dtype, shape and data_offsets for {called}, got {shown(fields)}: fetch it again")
 
 
 def _read(source: FileBytes, start: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:

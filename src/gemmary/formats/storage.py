@@ -3,6 +3,7 @@
 
 import json
 import os
+import reprlib
 import shutil
 import tempfile
 import threading
@@ -183,6 +184,18 @@ def listed_files(index: Path) -> list[Path]:
     if not listed or not all(isinstance(name, str) and Path(name).name == name for name in listed):
         raise FileError(f"expected a weight_map of names to files in {index.name}, got something else: fetch it again")
     return [index.with_name(name) for name in sorted(set(listed))]
+
+
+def shown(value: object) -> str:
+    """A name or value from a file as an error may quote it: short, on one line, however long or nested it is.
+
+    >>> shown("a name\\n" * 1000)
+    'a name?a name?a name?a name?a name?a name?a name?a name?a name?a name?a name?a n'
+    >>> shown([["nested"] * 1000])
+    "[['nested', 'nested', 'nested', 'nested', 'nested', 'nested', ...]]"
+    """
+    text = value if isinstance(value, str) else reprlib.repr(value)
+    return "".join(letter if letter.isprintable() else "?" for letter in text[:80])
 
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

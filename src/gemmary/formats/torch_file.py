@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import Field, asdict, dataclass, fields
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from gemmary.base.config import PRESETS, GemmaConfig
 from gemmary.base.errors import CheckpointError, FileError, InputError
 from gemmary.formats.content import Checkpoint, Entry, Fields, bind, cast, num_bytes, unbind
 from gemmary.formats.sentencepiece import read_sentencepiece, write_sentencepiece
-from gemmary.formats.storage import FileBytes, written_whole
+from gemmary.formats.storage import FileBytes, shown, written_whole
 from gemmary.formats.tensors import Stored, Weight
 
 _STORAGES: Mapping[str, np.dtype[Any]] = {
@@ -94,9 +95,11 @@ def _members(source: FileBytes) -> dict[str, tuple[int, int]]:
     members: dict[str, tuple[int, int]] = {}
     for info in infos:
         if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
-            raise FileError(f"expected files stored plainly in {source.path.name}, got {info.filename[:40]} compressed")
+            raise FileError(
+                f"expected files stored plainly in {source.path.name}, got {shown(info.filename)} compressed"
+            )
         if info.filename in members:
-            raise CheckpointError(f"expected every file once in {source.path.name}, got {info.filename[:40]} twice")
+            raise CheckpointError(f"expected every file once in {source.path.name}, got {shown(info.filename)} twice")
         local = source.read(info.header_offset, 30)
         lengths = local[26:30].view("<u2")
         members[info.filename] = info.header_offset + 30 + int(lengths.sum(dtype=np.int64)), info.file_size
@@ -120,13 +123,16 @@ class _Tensor:
 def _entry(source: FileBytes, members: Mapping[str, tuple[int, int]], root: str, name: str, tensor: _Tensor) -> Entry:
     dtype, shape = tensor.storage.dtype, tensor.shape
     assert dtype is not None, "filtered by the caller"
-    contiguous = tuple(int(np.prod(shape[axis + 1 :], dtype=object)) for axis in range(len(shape)))
+    called = shown(name)
+    contiguous = tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))
     if tensor.strides != contiguous or not shape or min(shape) < 1:
-        raise CheckpointError(f"expected {name} laid out row by row, got shape {shape} with strides {tensor.strides}")
+        raise CheckpointError(
+            f"expected {called} laid out row by row, got shape {shown(shape)} with strides {shown(tensor.strides)}"
+        )
     member = members.get(f"{root}data/{tensor.storage.key}")
     begin = tensor.offset * dtype.itemsize
     if member is None or begin < 0 or begin + num_bytes(shape, dtype) > member[1]:
-        raise CheckpointError(f"expected the bytes of {name} in {source.path.name}, got fewer: fetch the file again")
+        raise CheckpointError(f"expected the bytes of {called} in {source.path.name}, got fewer: fetch the file again")
     return Entry(shape=shape, read=partial(_read, source, member[0] + begin, dtype, shape))
 
 
@@ -160,7 +166,7 @@ def _checked(field: Field[Any], values: Fields) -> Any:
         return values.flag(field.name, bool(field.default))
     pattern = values.values.get(field.name)
     if not isinstance(pattern, list) or not all(each is None or isinstance(each, int) for each in pattern):
-        raise FileError(f"expected a list of windows for {field.name} in {values.where}, got {str(pattern)[:40]}")
+        raise FileError(f"expected a list of windows for {field.name} in {values.where}, got {shown(pattern)}")
     return tuple(pattern)
 
 
@@ -216,9 +222,13 @@ class _Machine:
         kind = name.removeprefix("torch.")
         if kind in _STORAGES or kind in _BUFFERS:
             return _Storage(_STORAGES.get(kind), "")
+        if re.fullmatch(r"torch\.\w+Storage", name):
+            raise FileError(
+                f"expected float32, float16 or bfloat16 in {self._where}, got {name}: save it in one of them"
+            )
         if name not in _FUNCTIONS:
             raise FileError(
-                f"expected a pickle that only lists tensors in {self._where}, got a use of {name[:80]!r}: "
+                f"expected a pickle that only lists tensors in {self._where}, got a use of {shown(name)}: "
                 "it could run code; do not trust this file"
             )
         return _FUNCTIONS[name]
@@ -244,8 +254,10 @@ class _Machine:
         if not isinstance(target, dict):
             raise TypeError("items for something that is no dictionary")
         for key, value in zip(pairs[::2], pairs[1::2], strict=True):
+            if not isinstance(key, str | int):
+                raise TypeError("a key that is neither text nor a number")  # and could be nested beyond any stack
             if key in target:
-                raise CheckpointError(f"expected every tensor once in {self._where}, got {str(key)[:80]} twice")
+                raise CheckpointError(f"expected every tensor once in {self._where}, got {shown(key)} twice")
             target[key] = value
 
     def extend(self, items: list[Any]) -> None:
@@ -273,7 +285,8 @@ class _Machine:
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _Tensor:
     numbers = (offset, *shape, *strides)
-    if not isinstance(storage, _Storage) or not all(isinstance(each, int) for each in numbers):
+    is_small = len(numbers) <= 17 and all(isinstance(each, int) and 0 <= each < 2**62 for each in numbers)
+    if not isinstance(storage, _Storage) or not is_small:
         raise ValueError("a tensor of another form")
     return _Tensor(storage, offset, tuple(shape), tuple(strides))
 

@@ -52,7 +52,7 @@ class Request:
     >>> Request("The capital of France is", max_tokens=8).sampling.temperature
     0.0
 
-    Raises InputError for an empty id sequence or max_tokens below 1.
+    Raises InputError for an empty prompt, an empty stop string, or max_tokens below 1.
     """
 
     prompt: str | Sequence[int]
@@ -64,8 +64,8 @@ class Request:
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
             raise InputError(f"expected max_tokens >= 1, got {self.max_tokens}: ask for at least one token")
-        if not isinstance(self.prompt, str) and len(self.prompt) == 0:
-            raise InputError("expected a prompt of at least one token, got none: start with the BOS id")
+        if len(self.prompt) == 0:
+            raise InputError("expected a prompt, got an empty one: write some text, or pass the BOS id alone")
         if any(not text for text in self.stop):
             raise InputError("expected stop strings of at least one character, got an empty one: leave it out")
 

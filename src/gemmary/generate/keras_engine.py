@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""KerasEngine: logits for slots from the one Keras model, on JAX, PyTorch and TensorFlow.
+
+    chunks of any length ─► batches of few shapes (padded) ─► one compiled pass each ─► logits or scores
+                                                              └► its keys and values into the cache
+
+A pass is compiled for each (rows, tokens, past) it meets; all three are rounded up to a few values.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gemmary.base.config import GemmaConfig
+from gemmary.base.errors import InputError, MissingExtraError
+from gemmary.formats.content import Checkpoint
+from gemmary.formats.locate import cache_folder
+from gemmary.generate.generator import Chunk
+from gemmary.generate.request import Score
+
+try:
+    from keras import ops
+
+    from gemmary.model.cache import Span, allocate, write
+    from gemmary.model.compiled import compile_pure, keep_compiled
+    from gemmary.model.gemma import forward_cached, head
+    from gemmary.model.weights import load_weights, numpy_array
+except ImportError as error:
+    raise MissingExtraError.of("the Keras engine", "Keras 3 and a backend", "jax") from error
+
+_LEAST_PAST = 1024  # positions: fewer are not worth a compilation of their own
+_SCORED_AT_ONCE = 128  # tokens whose logits, (tokens, V) float32, exist at the same time
+
+
+class KerasEngine:
+    """An Engine over a checkpoint's weights; `dtype` is float32 or bfloat16, for weights, activations and cache.
+
+    A slot holds `max_length` positions (the model's context if not given), fed at most `chunk_length` at a time. Raises
+    InputError for sizes below 1 and for a precision that Gemma does not bear.
+
+    >>> import numpy as np
+    >>> from gemmary.formats.tensors import weights
+    >>> config = GemmaConfig(vocab_size=8, num_layers=1, model_dim=4, num_heads=1, num_kv_heads=1, mlp_dim=4)
+    >>> tensors = {path: (lambda row=row: np.ones(row.shape(config))) for path, row, _ in weights(config)}
+    >>> checkpoint = Checkpoint(config=config, tensors=tensors, vocabulary=None)
+    >>> engine = KerasEngine(checkpoint, num_slots=2, max_length=16)
+    >>> engine.logits([Chunk(slot=1, start=0, ids=(2, 5, 6))]).shape
+    (1, 8)
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        num_slots: int = 1,
+        max_length: int | None = None,
+        chunk_length: int = 512,
+        dtype: str = "float32",
+    ) -> None:
+        length = checkpoint.config.max_length if max_length is None else max_length
+        _check(num_slots=num_slots, max_length=length, chunk_length=chunk_length)
+        if dtype not in ("float32", "bfloat16"):
+            raise InputError(f"expected float32 or bfloat16, got {dtype}: float16 overflows in Gemma")
+        keep_compiled(cache_folder() / "jax")
+        self._config, self._num_slots, self._max_length = checkpoint.config, num_slots, length
+        self._chunk_length, self._dtype = min(chunk_length, length), dtype
+        self._weights = load_weights(checkpoint, dtype)
+        self._cache = allocate(self._config, slots=num_slots, length=length, chunk=self._chunk_length, dtype=dtype)
+        self._run = [0] * num_slots  # positions each slot holds
+        self._logits, self._score = compile_pure(self._logits_pass), compile_pure(self._score_pass)
+        self._write = compile_pure(_write_pass, donate=True)
+
+    @property
+    def config(self) -> GemmaConfig:
+        """The model's sizes and features."""
+        return self._config
+
+    @property
+    def num_slots(self) -> int:
+        """How many sequences can be in flight at once."""
+        return self._num_slots
+
+    @property
+    def max_length(self) -> int:
+        """The most positions a slot can hold."""
+        return self._max_length
+
+    @property
+    def chunk_length(self) -> int:
+        """The most tokens of one slot in one call."""
+        return self._chunk_length
+
+    def logits(self, chunks: Sequence[Chunk]) -> NDArray[np.float32]:
+        """Run the chunks and return (B, V) float32 logits after the last token of each."""
+        logits = np.empty((len(chunks), self._config.vocab_size), np.float32)
+        for batch in self._batches(chunks):
+            ids = ops.convert_to_tensor(batch.ids)
+            found, fresh = self._logits(batch.past, self._weights, ids, *batch.places(), self._cache)
+            self._finish(batch, fresh)
+            found = numpy_array(found)
+            for row, at in batch.rows():
+                logits[at] = found[row]
+        return logits
+
+    def score(self, chunks: Sequence[Chunk], targets: Sequence[Sequence[int]]) -> list[Score]:
+        """Run the chunks and judge, for each of their tokens, the target that is said to follow it."""
+        scores: dict[int, Score] = {}
+        for batch in self._batches(chunks):
+            wanted = np.zeros_like(batch.ids)
+            for row, at in batch.rows():
+                wanted[row, : len(targets[at])] = targets[at]
+            arrays = (ops.convert_to_tensor(wanted), ops.convert_to_tensor(batch.ids), *batch.places())
+            judged, fresh = self._score(batch.past, self._weights, *arrays, self._cache)
+            self._finish(batch, fresh)
+            log_probs, is_greedy = (numpy_array(each) for each in judged)
+            for row, at in batch.rows():
+                length = len(targets[at])
+                scores[at] = Score(log_probs=log_probs[row, :length], is_greedy=is_greedy[row, :length])
+        return [scores[at] for at in range(len(chunks))]
+
+    def keep(self, slot: int, length: int) -> int:
+        """Of a slot's first `length` positions, how many a new sequence may go on from: `length`, or 0.
+
+        A layer with a window has forgotten what lies too far before the last position the slot ran.
+        """
+        back = self._run[slot] - length
+        rings = zip(self._config.windows, self._config.cache_lengths(self._max_length, self._chunk_length), strict=True)
+        fits = all(self._run[slot] <= ring or (window and back <= ring - window) for window, ring in rings)
+        return length if fits else 0
+
+    def _batches(self, chunks: Sequence[Chunk]) -> Iterator["_Batch"]:
+        """Chunks of like length together, as many rows as fit into one chunk's length."""
+        groups: dict[int, list[int]] = {}
+        for at, chunk in enumerate(chunks):
+            groups.setdefault(min(self._chunk_length, _rounded(len(chunk.ids), 16)), []).append(at)
+        for length, members in groups.items():
+            most = self._num_slots if length == 1 else max(1, self._chunk_length // length)
+            for first in range(0, len(members), most):
+                yield self._batch(chunks, members[first : first + most], length)
+
+    def _batch(self, chunks: Sequence[Chunk], members: list[int], length: int) -> "_Batch":
+        """Some of the chunks as one batch, slots in order; a row that fills it up has a slot of its own, no token."""
+        by_slot = {chunks[at].slot: at for at in members}
+        size = min(self._num_slots, _rounded(len(members), 1))
+        unused = (slot for slot in range(self._num_slots) if slot not in by_slot)
+        slots = sorted([*by_slot, *islice(unused, size - len(members))])
+        order = [by_slot.get(slot) for slot in slots]
+        ids, starts, counts = np.zeros((size, length), np.int32), np.zeros(size, np.int32), np.zeros(size, np.int32)
+        for row, at in enumerate(order):
+            if at is not None:
+                starts[row], counts[row] = chunks[at].start, len(chunks[at].ids)
+                ids[row, : counts[row]] = chunks[at].ids
+        return _Batch(order, self._past(int(starts.max())), ids, np.asarray(slots, np.int32), starts, counts)
+
+    def _past(self, before: int) -> int:
+        """How many positions before a batch are looked at: none, or one of few numbers not below `before`."""
+        past = _LEAST_PAST if before else 0
+        while past < before:
+            past *= 4
+        return min(past, self._max_length)
+
+    def _finish(self, batch: "_Batch", fresh: Any) -> None:
+        """Write the batch's keys and values into the cache."""
+        self._cache = self._write(0, self._cache, fresh, *batch.places())
+        for slot, start, count in zip(batch.slots.tolist(), batch.starts.tolist(), batch.counts.tolist(), strict=True):
+            if count:
+                self._run[slot] = start + count
+
+    def _logits_pass(self, past: int, weights: Any, ids: Any, slots: Any, starts: Any, counts: Any, cache: Any) -> Any:
+        span = Span(slots, starts, counts, past)
+        x, fresh = forward_cached(self._config, weights, ids, span, cache, dtype=self._dtype)
+        last = ops.reshape(ops.maximum(counts - 1, 0), (-1, 1, 1))
+        x = ops.take_along_axis(x, ops.broadcast_to(last, (x.shape[0], 1, x.shape[2])), axis=1)
+        return head(self._config, weights, x)[:, 0], fresh
+
+    def _score_pass(
+        self, past: int, weights: Any, targets: Any, ids: Any, slots: Any, starts: Any, counts: Any, cache: Any
+    ) -> Any:
+        span = Span(slots, starts, counts, past)
+        x, fresh = forward_cached(self._config, weights, ids, span, cache, dtype=self._dtype)
+        step = max(1, _SCORED_AT_ONCE // x.shape[0])
+        parts = [slice(first, first + step) for first in range(0, x.shape[1], step)]
+        judged = [_judged(head(self._config, weights, x[:, part]), targets[:, part]) for part in parts]
+        log_probs, is_greedy = zip(*judged, strict=True)
+        return (ops.concatenate(log_probs, axis=1), ops.concatenate(is_greedy, axis=1)), fresh
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Chunks as arrays: ids (B, T), and of each row its slot, its first position and how many ids are not padding."""
+
+    order: list[int | None]  # which chunk a row is; None is padding
+    past: int
+    ids: NDArray[np.int32]
+    slots: NDArray[np.int32]
+    starts: NDArray[np.int32]
+    counts: NDArray[np.int32]
+
+    def rows(self) -> list[tuple[int, int]]:
+        """The rows that are chunks, and which."""
+        return [(row, at) for row, at in enumerate(self.order) if at is not None]
+
+    def places(self) -> tuple[Any, Any, Any]:
+        """Slots, starts and counts as the backend's arrays."""
+        return tuple(ops.convert_to_tensor(each) for each in (self.slots, self.starts, self.counts))
+
+
+def _write_pass(_: int, cache: Any, fresh: Any, slots: Any, starts: Any, counts: Any) -> Any:
+    return write(cache, fresh, Span(slots, starts, counts, 0))
+
+
+def _judged(logits: Any, targets: Any) -> tuple[Any, Any]:
+    """Natural logarithms of the targets' probabilities, and whether each is the most probable token, (B, T) both."""
+    best = ops.max(logits, axis=-1, keepdims=True)
+    total = ops.log(ops.sum(ops.exp(logits - best), axis=-1))
+    wanted = ops.take_along_axis(logits, ops.expand_dims(targets, -1), axis=-1)
+    return (wanted - best)[..., 0] - total, ops.cast(ops.argmax(logits, axis=-1), targets.dtype) == targets
+
+
+def _rounded(count: int, least: int) -> int:
+    """1, or the next power of two from `least` on."""
+    return 1 if count <= 1 else max(least, 1 << (count - 1).bit_length())
+
+
+def _check(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if size < 1:
+            raise InputError(f"expected {name} >= 1, got {size}: ask for at least one")

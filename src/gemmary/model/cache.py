@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The key-value cache: one ring of positions a layer and slot; position p stands at p modulo the ring's length.
+
+    ring of 6:     after positions 0 to 5               after 6 and 7 too
+    index          0  1  2  3  4  5                     0  1  2  3  4  5
+    position       0  1  2  3  4  5                     6  7  2  3  4  5
+
+Positions are computed, never stored. A chunk of tokens attends to the ring as it was and to itself, and is written
+afterwards, so a pass reads the cache and changes nothing; padding is never written.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+from jaxtyping import Float, Int
+from keras import ops
+
+from gemmary.base.config import GemmaConfig
+
+Array = Any
+Pair = tuple[Array, Array]  # keys and values of one layer
+
+
+def allocate(config: GemmaConfig, *, slots: int, length: int, chunk: int, dtype: str) -> list[Pair]:
+    """Empty rings for every layer, (slots, K, S, H) each: `slots` sequences of at most `length` positions.
+
+    >>> from gemmary.base.config import PRESETS
+    >>> pairs = allocate(PRESETS["gemma-3-270m"], slots=1, length=1024, chunk=8, dtype="float32")
+    >>> tuple(pairs[0][0].shape), tuple(pairs[5][0].shape)
+    ((1, 1, 520, 256), (1, 1, 1024, 256))
+    """
+    shapes = [(slots, config.num_kv_heads, ring, config.head_dim) for ring in config.cache_lengths(length, chunk)]
+    return [(ops.zeros(shape, dtype), ops.zeros(shape, dtype)) for shape in shapes]
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where a chunk of T tokens of B sequences stands: slots, first positions, and how many tokens are not padding.
+
+    `past` positions at most were run before in any of the slots: no more of a ring is looked at.
+    """
+
+    slots: Int[Array, "B"]  # each once; all of them in order when B is their number
+    starts: Int[Array, "B"]
+    counts: Int[Array, "B"]
+    past: int
+
+    def positions(self, length: int) -> Int[Array, "B T"]:
+        """The position of every token, padding included."""
+        return ops.expand_dims(self.starts, 1) + ops.arange(length, dtype="int32")
+
+    def seen(self, ring: int) -> Int[Array, "B S"]:
+        """The position at each index of a ring that is looked at, before the chunk; below 0 where there is none."""
+        return _held(self.starts - 1, ring)[:, : min(ring, self.past)]
+
+    def read(self, store: Float[Array, "slots K R H"]) -> Float[Array, "B K S H"]:
+        """What is looked at of the slots' rings."""
+        part = store[:, :, : min(store.shape[2], self.past)]
+        return part if part.shape[0] == self.slots.shape[0] else ops.take(part, self.slots, axis=0)
+
+
+def _held(last: Int[Array, "B"], ring: int) -> Int[Array, "B R"]:
+    """The newest position up to `last` at each index of a ring."""
+    last = ops.expand_dims(last, 1)
+    return last - (last - ops.arange(ring, dtype="int32")) % ring
+
+
+def write(cache: Sequence[Pair], fresh: Sequence[Pair], span: Span) -> list[Pair]:
+    """The cache with a chunk's keys and values, (B, K, T, H) each, in it; PyTorch writes in place."""
+    put = _put_in_place if keras.backend.backend() == "torch" else _put
+    pairs = zip(cache, fresh, strict=True)
+    return [(put(keys, k, span), put(values, v, span)) for (keys, values), (k, v) in pairs]
+
+
+def _put(store: Float[Array, "slots K R H"], fresh: Float[Array, "B K T H"], span: Span) -> Float[Array, "slots K R H"]:
+    size, length = store.shape[2], fresh.shape[2]
+    newest = _held(span.starts + span.counts - 1, size) - ops.expand_dims(span.starts, 1)
+    for row in range(fresh.shape[0]):
+        slot, start, count = span.slots[row], span.starts[row], span.counts[row]
+        if length == 1:  # one place, which XLA writes without touching the rest
+            at, new = start % size, fresh[row : row + 1]
+            old = ops.slice(store, (slot, 0, at, 0), new.shape)
+            store = ops.slice_update(store, (slot, 0, at, 0), ops.where(count > 0, new, old))
+            continue
+        index = newest[row]  # of the chunk's tokens, below 0 where an older one stays
+        new = ops.take(fresh[row : row + 1], ops.maximum(index, 0), axis=2)
+        old = ops.slice(store, (slot, 0, 0, 0), (1, *store.shape[1:]))
+        mixed = ops.where(ops.reshape(index >= 0, (1, 1, -1, 1)), new, old)
+        store = ops.slice_update(store, (slot, 0, 0, 0), mixed)
+    return store
+
+
+def _put_in_place(
+    store: Float[Array, "slots K R H"], fresh: Float[Array, "B K T H"], span: Span
+) -> Float[Array, "slots K R H"]:
+    size = store.shape[2]
+    places = zip(span.slots.tolist(), span.starts.tolist(), span.counts.tolist(), strict=True)
+    for row, (slot, start, count) in enumerate(places):
+        for first in range(max(0, count - size), count, size):  # of more than fits, the last
+            at = (start + first) % size
+            head = min(size - at, count - first)
+            store[slot, :, at : at + head] = fresh[row, :, first : first + head]
+            store[slot, :, : count - first - head] = fresh[row, :, first + head : count]
+    return store

@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gemma: the one forward pass for Gemma 1, 2 and 3, on JAX, PyTorch and TensorFlow.
+
+    ids ─► embed ─► [ x + attention(norm x), x + feed_forward(norm x) ] × L ─► norm ─► head ─► logits
+
+The pass is a pure function of a mapping from the weight table's paths to arrays, so one text is jitted on JAX, traced
+on PyTorch and TensorFlow, and trained through `Gemma`, whose variables are made by looping over the table.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import keras
+from jaxtyping import Bool, Float, Int
+from keras import ops
+
+from gemmary.base.config import GemmaConfig
+from gemmary.formats.tensors import Weight, weights
+from gemmary.model.cache import Pair, Span
+from gemmary.model.layers import project, rms_norm, rope_angles, rotate, softcap
+
+Array = Any
+Weights = Mapping[str, Array]
+Initial = Callable[[str, Weight], Any]  # a weight's path and row to a Keras initializer or one array
+
+NEGATIVE = -2.0e38  # a masked score: finite, so that a row with every score masked gives no NaN
+
+
+class Layer:
+    """One layer's view of the weights, and its features: window, rotary angles."""
+
+    def __init__(self, config: GemmaConfig, all_weights: Weights, index: int) -> None:
+        self.config, self.window = config, config.windows[index]
+        self._weights, self._prefix = all_weights, f"layers.{index}."
+
+    def __getitem__(self, name: str) -> Array:
+        return self._weights[self._prefix + name]
+
+    def norm(self, x: Float[Array, "... D"], name: str) -> Float[Array, "... D"]:
+        """The RMSNorm of that name."""
+        return rms_norm(x, self[name], eps=self.config.norm_eps, plus_one=self.config.norm_plus_one)
+
+    def post_norm(self, x: Float[Array, "... D"], name: str) -> Float[Array, "... D"]:
+        """The RMSNorm of that name in models that norm what a part returns; others leave it."""
+        return self.norm(x, name) if self.config.post_norm else x
+
+
+def attention_mask(queries: Int[Array, "B T"], keys: Int[Array, "B S"], window: int | None) -> Bool[Array, "B T S"]:
+    """Which key positions each query position sees: not after it, at most `window` with itself, none below 0.
+
+    >>> import numpy as np
+    >>> positions = np.arange(4)[None]
+    >>> np.asarray(attention_mask(positions, positions, 2)).astype(int)[0].tolist()
+    [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
+    """
+    distance = ops.expand_dims(queries, 2) - ops.expand_dims(keys, 1)
+    seen = ops.logical_and(distance >= 0, ops.expand_dims(keys, 1) >= 0)
+    return seen if window is None else ops.logical_and(seen, distance < window)
+
+
+Part = tuple[Float[Array, "B K S H"], Float[Array, "B K S H"], Bool[Array, "B T S"]]  # keys, values, who sees them
+
+
+def attend(q: Float[Array, "B T N H"], parts: Sequence[Part], cap: float | None) -> Float[Array, "B T NH"]:
+    """Softmax attention over all parts at once; N / K query heads share a key-value head. Softmax is float32.
+
+    >>> from keras import ops
+    >>> q, k = ops.ones((1, 3, 4, 2)), ops.ones((1, 2, 5, 2))
+    >>> attend(q, [(k, k, ops.ones((1, 3, 5), "bool"))], None).shape == (1, 3, 8)
+    True
+    """
+    batch, length, heads, head_dim = q.shape
+    kv_heads = parts[0][0].shape[1]
+    groups = heads // kv_heads
+    # the queries of one key-value head are the rows of one matrix: multi-query attention is a single product
+    q = ops.transpose(ops.reshape(q, (batch, length, kv_heads, groups, head_dim)), (0, 2, 1, 3, 4))
+    q = ops.reshape(q, (batch, kv_heads, length * groups, head_dim))
+    scores = [_scores(q, keys, mask, cap) for keys, _, mask in parts]
+    shares = ops.cast(ops.softmax(ops.concatenate(scores, axis=-1), axis=-1), q.dtype)
+    output, at = [], 0
+    for _, values, _ in parts:
+        output.append(ops.matmul(shares[..., at : at + values.shape[2]], values))
+        at += values.shape[2]
+    mixed = ops.reshape(sum(output[1:], output[0]), (batch, kv_heads, length, groups, head_dim))
+    return ops.reshape(ops.transpose(mixed, (0, 2, 1, 3, 4)), (batch, length, heads * head_dim))
+
+
+def _scores(
+    q: Float[Array, "B K TG H"], keys: Float[Array, "B K S H"], mask: Bool[Array, "B T S"], cap: float | None
+) -> Float[Array, "B K TG S"]:
+    if q.shape[2] < q.shape[3]:  # few queries: turning the scores costs less than turning the keys
+        scores = ops.swapaxes(ops.matmul(keys, ops.swapaxes(q, 2, 3)), 2, 3)
+    else:
+        scores = ops.matmul(q, ops.swapaxes(keys, 2, 3))
+    scores = ops.cast(scores, "float32")  # bfloat16 loses the small exponentials
+    (batch, kv_heads, rows, size), length = scores.shape, mask.shape[1]
+    grouped = ops.reshape(softcap(scores, cap), (batch, kv_heads, length, rows // length, size))
+    masked = ops.where(ops.expand_dims(ops.expand_dims(mask, 1), 3), grouped, NEGATIVE)
+    return ops.reshape(masked, (batch, kv_heads, rows, size))
+
+
+Rotation = tuple[Float[Array, "B T half"], Float[Array, "B T half"]]
+Look = Callable[[Array, Array], Sequence[Part]]  # from the tokens' own keys and values to all that they attend to
+
+
+def attention(x: Float[Array, "B T D"], layer: Layer, rotation: Rotation, look: Look) -> Float[Array, "B T D"]:
+    """Project to heads, turn by position, attend to what `look` shows, project back."""
+    config = layer.config
+    q, k, v = (_heads(project(x, layer[f"attention.{name}"]), config.head_dim) for name in ("query", "key", "value"))
+    if config.qk_norm:
+        q, k = layer.norm(q, "attention.query_norm"), layer.norm(k, "attention.key_norm")
+    q, k = rotate(q, *rotation) * config.query_scale, rotate(k, *rotation)
+    mixed = attend(q, look(ops.swapaxes(k, 1, 2), ops.swapaxes(v, 1, 2)), config.attn_softcap)
+    return project(mixed, ops.reshape(layer["attention.output"], (config.model_dim, -1)))
+
+
+def _heads(x: Float[Array, "B T NH"], head_dim: int) -> Float[Array, "B T N H"]:
+    return ops.reshape(x, (*x.shape[:2], -1, head_dim))
+
+
+def feed_forward(x: Float[Array, "B T D"], layer: Layer) -> Float[Array, "B T D"]:
+    """GeGLU with the tanh approximation of GELU, whatever a checkpoint's legacy field says."""
+    gate = ops.gelu(project(x, layer["mlp.gate"]), approximate=True)
+    return project(gate * project(x, layer["mlp.up"]), layer["mlp.down"])
+
+
+def block(x: Float[Array, "B T D"], layer: Layer, rotation: Rotation, look: Look) -> Float[Array, "B T D"]:
+    """One layer: attention and mlp, each normed before, and after where the model has it, each added to x."""
+    x = x + layer.post_norm(attention(layer.norm(x, "attention_norm"), layer, rotation, look), "attention_post_norm")
+    return x + layer.post_norm(feed_forward(layer.norm(x, "mlp_norm"), layer), "mlp_post_norm")
+
+
+def embed(config: GemmaConfig, table: Float[Array, "V D"], ids: Int[Array, "B T"], dtype: str) -> Float[Array, "B T D"]:
+    """The ids' rows, times sqrt(D) rounded to the activations' precision as in the reference (7B in bfloat16: 55.5)."""
+    return ops.cast(ops.take(table, ids, axis=0), dtype) * ops.cast(config.model_dim**0.5, dtype)
+
+
+def head(config: GemmaConfig, all_weights: Weights, x: Float[Array, "... D"]) -> Float[Array, "... V"]:
+    """Logits in float32 from the last layer's output; the embedding is the head."""
+    x = rms_norm(x, all_weights["final_norm"], eps=config.norm_eps, plus_one=config.norm_plus_one)
+    return softcap(ops.cast(project(x, all_weights["embedding"]), "float32"), config.final_softcap)
+
+
+def rotations(config: GemmaConfig, positions: Int[Array, "B T"]) -> dict[bool, Rotation]:
+    """Sines and cosines for layers with a window (True) and without (False)."""
+    bases = {True: (config.rope_base_local, 1.0), False: (config.rope_base, config.rope_scale)}
+    angles = {local: rope_angles(positions, config.head_dim, *base) for local, base in bases.items()}
+    return {local: (ops.sin(angle), ops.cos(angle)) for local, angle in angles.items()}
+
+
+def forward(
+    config: GemmaConfig,
+    all_weights: Weights,
+    ids: Int[Array, "B T"],
+    *,
+    segments: Int[Array, "B T"] | None = None,
+    positions: Int[Array, "B T"] | None = None,
+    dtype: str = "float32",
+) -> Float[Array, "B T D"]:
+    """The last layer's output for whole sequences, as in training; logits are `head` of it.
+
+    `segments` numbers the documents packed into a row: a token sees its own only; then `positions` count within them.
+    """
+    order = ops.broadcast_to(ops.arange(ids.shape[1], dtype="int32"), ids.shape)
+    masks = {window: attention_mask(order, order, window) for window in set(config.windows)}
+    if segments is not None:
+        same = ops.expand_dims(segments, 2) == ops.expand_dims(segments, 1)
+        masks = {window: ops.logical_and(mask, same) for window, mask in masks.items()}
+    return _layers(
+        config,
+        all_weights,
+        ids,
+        order if positions is None else positions,
+        lambda index, k, v: [(k, v, masks[config.windows[index]])],
+        dtype,
+    )
+
+
+def forward_cached(
+    config: GemmaConfig, all_weights: Weights, ids: Int[Array, "B T"], span: Span, cache: Sequence[Pair], *, dtype: str
+) -> tuple[Float[Array, "B T D"], list[Pair]]:
+    """The last layer's output for the next chunk of some slots, and the keys and values to write into the cache."""
+    positions = span.positions(ids.shape[1])
+    own = {window: attention_mask(positions, positions, window) for window in set(config.windows)}
+    rings = {(window, keys.shape[2]) for window, (keys, _) in zip(config.windows, cache, strict=True) if span.past}
+    past = {(window, ring): attention_mask(positions, span.seen(ring), window) for window, ring in rings}
+    fresh: list[Pair] = []
+
+    def look(index: int, k: Array, v: Array) -> Sequence[Part]:
+        window, (keys, values) = config.windows[index], cache[index]
+        fresh.append((k, v))
+        before = [(span.read(keys), span.read(values), past[window, keys.shape[2]])] if span.past else []
+        return [*before, (k, v, own[window])]
+
+    return _layers(config, all_weights, ids, positions, look, dtype), fresh
+
+
+def _layers(
+    config: GemmaConfig,
+    all_weights: Weights,
+    ids: Int[Array, "B T"],
+    positions: Int[Array, "B T"],
+    look: Callable[[int, Array, Array], Sequence[Part]],
+    dtype: str,
+) -> Float[Array, "B T D"]:
+    turns = rotations(config, positions)
+    x = embed(config, all_weights["embedding"], ids, dtype)
+    for index, window in enumerate(config.windows):
+        x = block(x, Layer(config, all_weights, index), turns[window is not None], partial(look, index))
+    return x
+
+
+class Gemma(keras.Model):
+    """The model as Keras users know it: ids (B, T) int32 to logits (B, T, V) float32.
+
+    >>> import numpy as np
+    >>> from gemmary.base.config import GemmaConfig
+    >>> config = GemmaConfig(vocab_size=32, num_layers=2, model_dim=8, num_heads=2, num_kv_heads=1, mlp_dim=16)
+    >>> model = Gemma(config)
+    >>> tuple(model(np.zeros((1, 3), "int32")).shape), model.count_params() == config.num_params
+    ((1, 3, 32), True)
+
+    `initial` may give each weight its array or initializer (see weights.py); without it weights are drawn at random.
+    """
+
+    def __init__(self, config: GemmaConfig, *, initial: Initial | None = None, **keras_options: Any) -> None:
+        super().__init__(**keras_options)
+        self.config = config
+        self._initial = initial or _random_initial
+        self.build()
+
+    def build(self, input_shape: object = None) -> None:
+        """Make the variables, one for each weight of the table; norm scales are float32 in every policy."""
+        self._table = {}
+        for path, row, _ in weights(self.config):
+            kind = {"dtype": "float32", "autocast": False} if row.is_norm else {}
+            initializer = self._initial(path, row)
+            name = path.replace(".", "_")  # PyTorch refuses the dots
+            self._table[path] = self.add_weight(
+                name=name, shape=row.shape(self.config), initializer=initializer, **kind
+            )
+        self.built = True
+
+    @property
+    def weight_table(self) -> dict[str, keras.Variable]:
+        """The variables by their paths in the weight table."""
+        return dict(self._table)
+
+    def call(
+        self,
+        ids: Int[Array, "B T"],
+        segments: Int[Array, "B T"] | None = None,
+        positions: Int[Array, "B T"] | None = None,
+    ) -> Float[Array, "B T V"]:
+        """Logits for whole sequences."""
+        x = forward(self.config, self._table, ids, segments=segments, positions=positions, dtype=self.compute_dtype)
+        return head(self.config, self._table, x)
+
+
+def _random_initial(path: str, row: Weight) -> keras.initializers.Initializer:
+    """Norm scales at 0 (a factor of 1), all else normal with variance 1 / fan-in, as in the reference."""
+    return keras.initializers.Zeros() if row.is_norm else keras.initializers.RandomNormal(stddev=0.02)
