@@ -22,7 +22,8 @@ class NativeEngine:
     """The Engine of a checkpoint in the native library.
 
     Matrices keep the block format of a GGUF file; from float files they become int8 in groups of 32. Keys and values
-    are bfloat16, activations int8 in groups of 32.
+    are bfloat16, activations int8 in groups of 32, norms and softmax float32, whatever `dtype` says. A reply does not
+    depend on the number of threads, on how a prompt is cut into chunks or on what else runs, to the last bit.
 
     >>> from gemmary.base.config import GemmaConfig
     >>> config = GemmaConfig(vocab_size=32, num_layers=1, model_dim=8, num_heads=2, num_kv_heads=1, head_dim=4, mlp_dim=16)
@@ -43,14 +44,17 @@ class NativeEngine:
         chunk_length: int = DEFAULT_CHUNK,
         num_threads: int | None = None,
         kernels: str | None = None,
+        dtype: str = "float32",
     ) -> None:
         config = checkpoint.config
-        length = min(max_length or config.max_length, config.max_length)
+        length = config.max_length if max_length is None else max_length
+        if dtype not in ("float32", "bfloat16"):
+            raise InputError(f"expected float32 or bfloat16, got {dtype}: it is the Keras engine's, and no matter here")
         self._model = Model(
             config,
             num_slots=num_slots,
             max_length=length,
-            chunk_length=min(chunk_length, length),
+            chunk_length=min(chunk_length, max(1, length)),
             num_threads=default_threads() if num_threads is None else num_threads,
             kernels=kernels,
         )
@@ -111,10 +115,14 @@ class NativeEngine:
     def keep(self, slot: int, length: int) -> int:
         """Of a slot's first `length` positions, how many a new sequence may go on from: `length`, or 0.
 
-        A ring of window + chunk places still holds what the next token sees unless more than a chunk was written since.
+        A layer with a window has forgotten what lies too far before the last position the slot ran.
         """
-        windows = [window for window in self.config.windows if window is not None and window < self.max_length]
-        is_whole = not windows or self._ends[slot] - length <= self.chunk_length
+        rings = self.config.cache_lengths(self.max_length, self.chunk_length)
+        back = self._ends[slot] - length
+        is_whole = all(
+            ring == self.max_length or back <= ring - (window or 0)
+            for window, ring in zip(self.config.windows, rings, strict=True)
+        )
         return length if is_whole else 0
 
     def _note(self, chunks: Sequence[Chunk]) -> None:

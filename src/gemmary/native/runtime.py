@@ -286,6 +286,8 @@ class Model:
                 f"expected memory and threads for {self.num_slots} slots of {self.max_length} tokens, the system has "
                 "no more: use fewer slots, a smaller max_length or fewer threads"
             )
+        if status == 7:
+            raise CheckpointError(f"expected finite values in {what}, got NaN or infinity: fetch the file again")
         names = ", ".join(kernel_sets())
         raise InputError(f"expected kernels that were built and run on this processor ({names}), got {what!r}")
 

@@ -27,6 +27,7 @@ typedef enum gemmary_status {
     GEMMARY_BAD_ARGUMENT = 3,  /* a slot, position, token, target or pointer out of range */
     GEMMARY_NOT_READY = 4,     /* a weight is missing */
     GEMMARY_NO_MEMORY = 5,     /* memory or threads are exhausted */
+    GEMMARY_NOT_FINITE = 7,    /* a weight holds NaN or infinity */
     GEMMARY_NO_KERNELS = 6,    /* kernels of that name were not built, or this processor lacks their instructions */
 } gemmary_status;
 

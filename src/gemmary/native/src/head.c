@@ -48,31 +48,30 @@ void gemmary_head(const Pass *p, float *own) {
             memcpy(p->logits + row * vocab + first, own + row * stride, count * sizeof *own);
 }
 
-typedef struct { /* what is known of one row's logits so far */
-    float most, best, sum; /* the largest, its id (exact: V <= 2^24), and the sum of exponentials beside it */
+typedef struct { /* what is known of one row's logits so far; sums in double, so that their order does not show */
+    double sum;       /* of exp(logit - most) */
+    float most, best; /* the largest logit, and its id (exact: V <= 2^24) */
 } Judgement;
+
+static void join(Judgement *j, float most, float best, double sum) {
+    float top = most > j->most ? most : j->most;
+    if (most > j->most || (most == j->most && best < j->best)) j->best = best;
+    j->sum = j->sum * exp((double)j->most - top) + sum * exp((double)most - top);
+    j->most = top;
+}
 
 static void fold(const Kernels *k, Judgement *j, const float *logits, size_t count, size_t first) {
     float most = k->max(logits, count);
-    if (most > j->most) {
-        size_t best = 0;
-        while (logits[best] != most) best++;
-        j->sum *= expf(j->most - most);
-        j->most = most;
-        j->best = (float)(first + best);
-    }
-    j->sum += (float)k->exp_sum(logits, count, j->most);
+    size_t best = 0;
+    while (most > j->most && logits[best] != most && best + 1 < count) best++;
+    join(j, most, (float)(first + best), k->exp_sum(logits, count, most));
 }
 
 static void conclude(const Pass *p, size_t row, Judgement *const *all, int num_threads) {
-    Judgement total = {-INFINITY, 0, 0};
-    for (int t = 0; t < num_threads; t++) {
-        const Judgement *j = &all[t][row];
-        if (j->most > total.most || (j->most == total.most && j->best < total.best)) total.best = j->best;
-        total.most = j->most > total.most ? j->most : total.most;
-    }
-    for (int t = 0; t < num_threads; t++) total.sum += all[t][row].sum * expf(all[t][row].most - total.most);
-    p->log_probs[row] -= total.most + logf(total.sum);
+    Judgement total = {0, -INFINITY, 0};
+    for (int t = 0; t < num_threads; t++)
+        if (all[t][row].sum > 0) join(&total, all[t][row].most, all[t][row].best, all[t][row].sum);
+    p->log_probs[row] -= total.most + (float)log(total.sum);
     p->is_greedy[row] = (int32_t)total.best == p->targets[row];
 }
 
@@ -85,7 +84,7 @@ void gemmary_judge(const Pass *p, float *own) {
     Activations x = gemmary_activations(&m->room, &m->embedding);
     Judgement *mine = judgements(&m->room, own), *all[256];
     size_t first, count, stride, row;
-    for (row = 0; row < p->rows; row++) mine[row] = (Judgement){-INFINITY, 0, 0};
+    for (row = 0; row < p->rows; row++) mine[row] = (Judgement){0, -INFINITY, 0};
     finish(p, false);
     while ((count = next_logits(p, p->rows, &x, own, &first, &stride)))
         for (row = 0; row < p->rows; row++) {

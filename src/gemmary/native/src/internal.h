@@ -92,7 +92,7 @@ const Kernels *gemmary_find_kernels(const char *name); /* NULL finds the best; r
 /* weights.c */
 bool gemmary_matrix_make(Matrix *m, gemmary_type type, size_t rows, size_t columns);
 size_t gemmary_row_bytes(gemmary_type type, size_t columns);
-void gemmary_matrix_fill(const Matrix *m, size_t first, size_t rows, const uint8_t *bytes);
+bool gemmary_matrix_fill(const Matrix *m, size_t first, size_t rows, const uint8_t *bytes); /* false: not finite */
 void gemmary_matrix_row(const Matrix *m, size_t row, float *out);
 size_t gemmary_matrix_bytes(const Matrix *m);
 

@@ -104,7 +104,8 @@ static bool layers_make(gemmary_model *m, const int32_t *windows) {
         Layer *layer = &m->layers[i];
         layer->is_local = windows[i] > 0;
         layer->window = windows[i] > 0 && (size_t)windows[i] < length ? (size_t)windows[i] : length;
-        if (!gemmary_ring_make(m, &layer->ring, layer->window + chunk)) return false;
+        size_t ring = layer->window + chunk; /* a chunk is written before its first token looks back a window */
+        if (!gemmary_ring_make(m, &layer->ring, ring < length ? ring : length)) return false;
     }
     return m->layers;
 }
@@ -223,15 +224,17 @@ gemmary_status gemmary_fill(gemmary_model *m, gemmary_weight weight, int32_t lay
         size_t row_bytes = matrix->is_declared ? gemmary_row_bytes(matrix->type, matrix->columns) : 0;
         bool fits = (size_t)first < matrix->rows && (size_t)rows <= matrix->rows - (size_t)first;
         if (!row_bytes || !fits || first % BLOCK || num_bytes != (size_t)rows * row_bytes) return GEMMARY_BAD_WEIGHT;
-        gemmary_matrix_fill(matrix, (size_t)first, (size_t)rows, bytes);
-        return GEMMARY_OK;
+        return gemmary_matrix_fill(matrix, (size_t)first, (size_t)rows, bytes) ? GEMMARY_OK : GEMMARY_NOT_FINITE;
     }
     int64_t num_rows, columns;
     shape_of(&m->config, weight, &num_rows, &columns);
     float *norm = *norm_of(m, weight, layer);
     if (!norm || first || rows != 1 || num_bytes != (size_t)columns * sizeof(float)) return GEMMARY_BAD_WEIGHT;
     memcpy(norm, bytes, num_bytes);
-    for (int64_t i = 0; i < columns && m->config.norm_plus_one; i++) norm[i] += 1.0f;
+    for (int64_t i = 0; i < columns; i++) {
+        if (!isfinite(norm[i])) return GEMMARY_NOT_FINITE;
+        norm[i] += (float)m->config.norm_plus_one;
+    }
     return GEMMARY_OK;
 }
 

@@ -75,12 +75,13 @@ static float float_at(gemmary_type type, const uint8_t *bytes, size_t i) {
 
 /* n <= 32 floats as codes around 128 and the float16 scale */
 static void quantize_floats(gemmary_type type, const uint8_t *bytes, size_t n, uint8_t *codes, uint8_t *scale) {
-    float values[GROUP] = {0}, most = 0;
+    float values[GROUP] = {0}, most = 0, nothing = 0;
     for (size_t i = 0; i < n; i++) {
         values[i] = float_at(type, bytes, i);
         most = fmaxf(most, fabsf(values[i]));
+        nothing += values[i] * 0; /* NaN if one of them is not finite */
     }
-    uint16_t half = to_f16(most / 127);
+    uint16_t half = nothing == 0 ? to_f16(most / 127) : 0x7e00;
     if (from_f16(half) * 127.5f < most) half++; /* rounding down may put the largest value out of reach */
     float d = from_f16(half), inverse = d > 0 ? 1 / d : 0;
     for (size_t i = 0; i < GROUP; i++) codes[i] = (uint8_t)(128 + lrintf(fmaxf(-127, fminf(127, values[i] * inverse))));
@@ -175,9 +176,19 @@ static void pack_group(unsigned bits, size_t r, const uint8_t *codes, uint8_t *b
     for (size_t i = 0; i < bits; i++) memcpy(extra + i * VECTOR + 4 * r, &rest[i], 4);
 }
 
-void gemmary_matrix_fill(const Matrix *m, size_t first, size_t rows, const uint8_t *bytes) {
+static bool is_finite(const uint8_t *half) { return (half[1] & 0x7c) != 0x7c; }
+
+/* Whether the factors of row r are finite; the codes always are. */
+static bool is_sound(const Matrix *m, size_t block, size_t group, size_t r) {
+    const uint8_t *at = m->packing.super_bytes ? matrix_super(m, block, group) : matrix_group(m, block, group);
+    bool has_second = m->packing.scaling == SCALE_F16_MIN || m->packing.scaling == SCALE_SUPER;
+    return is_finite(at + 2 * r) && (!has_second || is_finite(at + 2 * BLOCK + 2 * r));
+}
+
+bool gemmary_matrix_fill(const Matrix *m, size_t first, size_t rows, const uint8_t *bytes) {
     size_t row_bytes = gemmary_row_bytes(m->type, m->columns);
     uint8_t codes[GROUP];
+    bool sound = true;
     for (size_t i = 0; i < rows; i++) {
         size_t block = (first + i) / BLOCK, r = (first + i) % BLOCK;
         for (size_t group = 0; group < m->groups; group++) {
@@ -185,8 +196,10 @@ void gemmary_matrix_fill(const Matrix *m, size_t first, size_t rows, const uint8
             read_group(m, bytes + i * row_bytes, group, r, codes, packed);
             pack_group(m->packing.extra_bits, r, codes, packed + m->packing.scale_bytes,
                        (uint8_t *)matrix_extra(m, block, group));
+            sound = sound && is_sound(m, block, group, r);
         }
     }
+    return sound;
 }
 
 void gemmary_matrix_row(const Matrix *m, size_t row, float *out) {
