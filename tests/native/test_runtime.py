@@ -24,9 +24,7 @@ QUANTIZED = [kind for kind in BlockType if not kind.is_float]
 
 def run(model: Model, ids: list[int], chunk: int, slot: int = 0) -> np.ndarray:
     """Logits after every chunk."""
-    parts = [
-        NativeChunk(slot=slot, start=start, ids=ids[start : start + chunk]) for start in range(0, len(ids), chunk)
-    ]
+    parts = [NativeChunk(slot=slot, start=start, ids=ids[start : start + chunk]) for start in range(0, len(ids), chunk)]
     return np.concatenate([model.forward([part]) for part in parts])
 
 
@@ -194,7 +192,7 @@ def test_c_refuses_what_python_would_have_refused(make_tiny: Callable[..., Any])
 def test_a_missing_or_foreign_library_is_explained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(runtime, "_find", lambda name: None)
     library.cache_clear()
-    with pytest.raises(GemmaryError, match="expected the native engine's library .* install a C compiler"):
+    with pytest.raises(GemmaryError, match=r"expected the native engine's library .* install a C compiler"):
         library()
     monkeypatch.undo()
     monkeypatch.setattr(runtime, "ABI", 0)

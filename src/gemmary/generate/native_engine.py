@@ -26,7 +26,7 @@ class NativeEngine:
     depend on the number of threads, on how a prompt is cut into chunks or on what else runs, to the last bit.
 
     >>> from gemmary.base.config import GemmaConfig
-    >>> config = GemmaConfig(vocab_size=32, num_layers=1, model_dim=8, num_heads=2, num_kv_heads=1, head_dim=4, mlp_dim=16)
+    >>> config = GemmaConfig(vocab_size=32, num_layers=1, model_dim=8, num_heads=2, num_kv_heads=1, mlp_dim=16)
     >>> ones = {path: lambda row=row: np.ones(row.shape(config), np.float32) for path, row, _ in weights(config)}
     >>> engine = NativeEngine(Checkpoint(config=config, tensors=ones, vocabulary=None), max_length=8)
     >>> engine.logits([Chunk(slot=0, start=0, ids=(2, 5))]).shape
@@ -148,4 +148,5 @@ def _blocks(checkpoint: Checkpoint) -> Iterator[tuple[str, Blocks]]:
         if path in checkpoint.blocks:
             yield path, checkpoint.blocks[path]
         else:
-            yield path, blocks_of(checkpoint.tensors[path]().reshape(row.gguf.shape(checkpoint.config)))
+            array = checkpoint.tensors[path]().reshape(row.gguf.shape(checkpoint.config))
+            yield path, blocks_of(array.astype(np.float32) if row.is_norm else array)

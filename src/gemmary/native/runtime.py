@@ -22,7 +22,6 @@ from gemmary.base.config import GemmaConfig
 from gemmary.base.errors import CheckpointError, GemmaryError, InputError
 from gemmary.formats.content import Blocks
 from gemmary.formats.quantize import LAYOUTS, BlockType
-from gemmary.formats.tensors import weights
 
 ABI = 1
 _WEIGHTS = (  # gemmary.h's order, by the paths of the weight table
@@ -75,19 +74,21 @@ def blocks_of(array: NDArray[Any]) -> Blocks:
     )
 
 
+_SIZES = ("vocab_size", "num_layers", "model_dim", "num_heads", "num_kv_heads", "head_dim", "mlp_dim")
+_FLAGS = ("post_norm", "qk_norm", "norm_plus_one")
+_REALS = ("norm_eps", "query_scale", "rope_base", "rope_base_local", "rope_scale")
+_OWN_SIZES = ("num_slots", "max_length", "chunk_length", "num_threads")
+_SAME_NAMES = (*_SIZES, *_FLAGS, *_REALS)
+
+
 class _Config(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_int32) for name in (
-            "abi", "vocab_size", "num_layers", "model_dim", "num_heads", "num_kv_heads", "head_dim", "mlp_dim",
-            "post_norm", "qk_norm", "norm_plus_one",
-        )),
-        *((name, ctypes.c_float) for name in (
-            "norm_eps", "query_scale", "rope_base", "rope_base_local", "rope_scale", "attn_softcap", "final_softcap",
-        )),
-        *((name, ctypes.c_int32) for name in ("num_slots", "max_length", "chunk_length", "num_threads")),
+        *((name, ctypes.c_int32) for name in ("abi", *_SIZES, *_FLAGS)),
+        *((name, ctypes.c_float) for name in (*_REALS, "attn_softcap", "final_softcap")),
+        *((name, ctypes.c_int32) for name in _OWN_SIZES),
         ("windows", ctypes.POINTER(ctypes.c_int32)),
         ("kernels", ctypes.c_char_p),
-    )  # fmt: skip
+    )
 
 
 class _Chunk(ctypes.Structure):
@@ -153,7 +154,8 @@ def kernel_sets() -> tuple[str, ...]:
 class Model:
     """One model in the native engine. Not for two threads at once.
 
-    >>> config = GemmaConfig(vocab_size=32, num_layers=1, model_dim=8, num_heads=2, num_kv_heads=1, head_dim=4, mlp_dim=16)
+    >>> from gemmary.formats.tensors import weights
+    >>> config = GemmaConfig(vocab_size=32, num_layers=1, model_dim=8, num_heads=2, num_kv_heads=1, mlp_dim=16)
     >>> model = Model(config, num_slots=1, max_length=16, chunk_length=4, num_threads=1)
     >>> model.load((path, blocks_of(np.ones(row.gguf.shape(config), np.float32))) for path, row, _ in weights(config))
     >>> model.forward([NativeChunk(slot=0, start=0, ids=[2, 5])]).shape
@@ -181,7 +183,7 @@ class Model:
         windows = (ctypes.c_int32 * config.num_layers)(*(window or 0 for window in config.windows))
         c_config = _Config(
             abi=ABI,
-            **{name: getattr(config, name) for name, _ in _Config._fields_[1:16]},
+            **{name: getattr(config, name) for name in _SAME_NAMES},
             attn_softcap=config.attn_softcap or 0.0,
             final_softcap=config.final_softcap or 0.0,
             num_slots=num_slots,
@@ -240,7 +242,7 @@ class Model:
     def score(
         self, chunks: Sequence[NativeChunk], targets: Sequence[Sequence[int]]
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """Run the chunks; for each of their tokens, one after another, the log-probability of its target and whether it is the best."""
+        """Run the chunks; the log-probability of each of their tokens' targets, and whether it is the best token."""
         if [len(each) for each in targets] != [len(chunk.ids) for chunk in chunks]:
             raise InputError("expected one target for each token of a chunk: give as many")
         ids, wanted = self._ids([chunk.ids for chunk in chunks]), self._ids(targets)
@@ -263,7 +265,7 @@ class Model:
 
     def _ids(self, sequences: Iterable[Sequence[int]]) -> NDArray[np.int32]:
         flat = np.fromiter((token for ids in sequences for token in ids), np.int64)
-        if flat.size and not (0 <= flat.min() and flat.max() < self.config.vocab_size):
+        if flat.size and not (flat.min() >= 0 and flat.max() < self.config.vocab_size):
             raise InputError(f"expected token ids in 0..{self.config.vocab_size - 1}, got {flat.min()} to {flat.max()}")
         return flat.astype(np.int32)
 
