@@ -31,6 +31,8 @@ class NativeEngine:
     >>> engine = NativeEngine(Checkpoint(config=config, tensors=ones, vocabulary=None), max_length=8)
     >>> engine.logits([Chunk(slot=0, start=0, ids=(2, 5))]).shape
     (1, 32)
+    >>> engine.kernels in ("avx512", "avx2", "neon", "portable"), engine.cache_bytes, engine.weight_bytes > 0
+    (True, 16384, True)
 
     Raises InputError for sizes, threads or kernels that cannot be had, CheckpointError for weights that do not fit.
     """

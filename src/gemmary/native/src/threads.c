@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  * A team of threads: one parallel region for each forward pass, a barrier between its steps, loops shared by taking.
  *
- * Who waits spins for a moment, because steps follow each other within microseconds, and then sleeps, so that an idle
- * engine costs nothing. The last to arrive at a barrier resets the loop's counter while all others stand still.
+ * Who waits spins for a moment, because steps follow each other within microseconds, then lets others run, because one
+ * of them may be who is waited for, and then sleeps, so that an idle engine costs nothing. The last to arrive at a barrier resets the loop's counter while all others stand still.
  */
 #include <pthread.h>
 #include <sched.h>
@@ -11,7 +11,7 @@
 
 #include "internal.h"
 
-enum { SPINS = 20000, LINE = 64 };
+enum { SPINS = 2000, YIELDS = 50, LINE = 64 };
 
 typedef struct { /* a number that others wait to see change */
     _Alignas(LINE) atomic_uint value;
@@ -65,9 +65,10 @@ static void signal_raise(Signal *s) {
 }
 
 static void signal_wait(Signal *s, unsigned seen) {
-    for (int i = 0; i < SPINS; i++) {
+    for (int i = 0; i < SPINS + YIELDS; i++) {
         if (atomic_load_explicit(&s->value, memory_order_acquire) != seen) return;
-        breathe();
+        if (i < SPINS) breathe();
+        else sched_yield();
     }
     pthread_mutex_lock(&s->mutex);
     atomic_fetch_add(&s->sleepers, 1);
