@@ -71,7 +71,7 @@ def tiny(request: pytest.FixtureRequest) -> Checkpoint:
     return tiny_checkpoint(CONFIGS[request.param], seed=7)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_tiny() -> Callable[..., Checkpoint]:
     """Makes a tiny checkpoint: generation, seed, dtype."""
 

@@ -245,6 +245,7 @@ def test_names_that_lead_nowhere_say_so(hubs: Hubs, tmp_path: Path) -> None:
         assert kind == "UnknownModelError" and text.startswith("expected"), name
 
 
+@pytest.mark.slow
 def test_a_cut_connection_is_resumed_or_reported_in_one_line(
     hubs: Hubs, tiny_folder: Callable[[str], Path], make_tiny: Callable[..., Checkpoint], tmp_path: Path
 ) -> None:
@@ -266,6 +267,7 @@ def test_without_a_network_one_line_says_what_failed(tmp_path: Path) -> None:
     assert second[1].startswith("expected to download kaggle://google/gemma/keras/2b from Kaggle, but: ")
 
 
+@pytest.mark.slow
 def test_a_bundle_of_kaggle_is_downloaded(hubs: Hubs, make_tiny: Callable[..., Checkpoint], tmp_path: Path) -> None:
     tiny = make_tiny("gemma3")
     write_checkpoint(tiny, hubs.root / "google/gemma/preset", format="keras")

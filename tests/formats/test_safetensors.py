@@ -154,48 +154,6 @@ def test_the_text_part_of_a_multimodal_model_is_found(
     assert all(back.tensors[path]().tobytes() == read().tobytes() for path, read in tiny.tensors.items())
 
 
-def test_published_configurations_are_read_as_the_presets() -> None:
-    from gemmary.base.config import PRESETS
-    from gemmary.formats.hugging_face import config_from_json
-
-    first = {  # google/gemma-2b, as published: hidden_act says gelu and means the tanh form
-        "model_type": "gemma",
-        "hidden_act": "gelu",
-        "head_dim": 256,
-        "hidden_size": 2048,
-        "intermediate_size": 16384,
-        "max_position_embeddings": 8192,
-        "num_attention_heads": 8,
-        "num_hidden_layers": 18,
-        "num_key_value_heads": 1,
-        "rms_norm_eps": 1e-06,
-        "rope_scaling": None,
-        "rope_theta": 10000.0,
-        "vocab_size": 256000,
-    }
-    assert config_from_json(first) == PRESETS["gemma-2b"]
-    fourth = {  # google/gemma-3-4b-pt: most values are the class's own
-        "model_type": "gemma3",
-        "text_config": {
-            "hidden_size": 2560,
-            "intermediate_size": 10240,
-            "model_type": "gemma3_text",
-            "num_hidden_layers": 34,
-            "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
-            "sliding_window": 1024,
-        },
-    }
-    assert config_from_json(fourth) == PRESETS["gemma-3-4b-pt"].with_(vocab_size=262_208)
-
-
-def test_every_preset_goes_into_config_json_and_back() -> None:
-    from gemmary.base.config import PRESETS
-    from gemmary.formats.hugging_face import config_from_json, config_to_json
-
-    for name, config in PRESETS.items():
-        assert config_from_json(json.loads(json.dumps(config_to_json(config, "bfloat16")))) == config, name
-
-
 @pytest.mark.parametrize(
     ("changes", "error"),
     [

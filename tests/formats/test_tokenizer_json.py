@@ -54,6 +54,7 @@ def test_rows_survive(tmp_path: Path) -> None:
     assert copy.scores.tolist() == [0, 0, 0, 0, 0, 0, -1, 0, -2, -3, -4, -5]
 
 
+@pytest.mark.slow
 def test_gemma_s_own_pieces_kinds_and_order_survive(gemma: Vocabulary, folder: Path) -> None:
     copy = read_tokenizer_json(folder / "tokenizer.json")
     assert copy.pieces == gemma.pieces
@@ -62,6 +63,7 @@ def test_gemma_s_own_pieces_kinds_and_order_survive(gemma: Vocabulary, folder: P
     assert np.array_equal(copy.scores[merged], gemma.scores[merged])
 
 
+@pytest.mark.slow
 def test_tokenizers_gives_our_ids_and_text(gemma: Vocabulary, folder: Path) -> None:
     theirs, ours = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")), Tokenizer(gemma)
     for text in TEXTS:

@@ -77,5 +77,5 @@ def main() -> NoReturn:
     >>> main.__name__
     'main'
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's greetings are no news of ours
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow says at length that it finds no GPU
     sys.exit(run(sys.argv[1:]))

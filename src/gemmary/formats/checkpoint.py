@@ -3,6 +3,8 @@
 
 gguf          one file, llama.cpp's              float32 float16 bfloat16 q8_0 q4_0 (reads more, see quantize.py)
 safetensors   a folder, transformers'            float32 float16 bfloat16
+keras         a folder, KerasHub's preset        float32 float16 bfloat16
+torch         a file, gemma_pytorch's .ckpt      float32 float16 bfloat16
 """
 
 from collections.abc import Callable, Mapping

@@ -256,7 +256,7 @@ def _wrong_shape(name: str, expected: tuple[int, ...], got: tuple[int, ...]) -> 
 def _read(entry: Entry, part: slice, stored: Stored, config: GemmaConfig, name: str) -> NDArray[Any]:
     array = entry.read()
     if part != slice(0, len(array)):
-        array = array[part]
+        array = array[part].copy()  # a view would keep the other parts in memory
     check_finite(array, name)
     return stored.unfold(array, config)
 

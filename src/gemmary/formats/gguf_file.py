@@ -166,14 +166,14 @@ class _Head:
 
     def _strings(self, count: int) -> tuple[str, ...]:
         read, limit, strings = self._read, self._size, []
-        for _ in range(count):
-            length = int.from_bytes(read(8), "little")
-            raw = read(length) if length < limit else b""
-            if len(raw) != length:
-                raise self._damaged(f"a string of {length} bytes", "the file's end")
-            strings.append(raw)
         try:
-            return tuple(raw.decode() for raw in strings)
+            for _ in range(count):
+                length = int.from_bytes(read(8), "little")
+                raw = read(length) if length < limit else b""
+                if len(raw) != length:
+                    raise self._damaged(f"a string of {length} bytes", "the file's end")
+                strings.append(raw.decode())
+            return tuple(strings)
         except UnicodeDecodeError:
             raise self._damaged("strings in UTF-8", "other bytes") from None
 

@@ -104,7 +104,7 @@ def _checked(file: Any, name: str, size: int) -> Any:
     """A layer's one variable, stored plainly: neither compressed nor elsewhere."""
     variables = file[name]["vars"]
     data = variables["0"] if list(variables) == ["0"] else None
-    if type(data).__name__ != "Dataset" or data is None:
+    if type(data).__name__ != "Dataset" or data is None or data.shape is None:
         raise CheckpointError(
             f"expected one variable in {shown(name)}, got {shown(sorted(variables))}: give a plain Gemma"
         )
@@ -112,9 +112,10 @@ def _checked(file: Any, name: str, size: int) -> Any:
         raise FileError(
             f"expected {shown(name)} stored plainly in the file, got it compressed, elsewhere or cut: save it again"
         )
-    if data.dtype not in (np.float32, np.float16) and data.attrs.get("dtype") != "bfloat16":
+    is_bfloat16 = data.dtype == np.dtype("V2") and data.attrs.get("dtype") == "bfloat16"
+    if data.dtype not in (np.float32, np.float16) and not is_bfloat16:
         raise FileError(
-            f"expected float32, float16 or bfloat16 for {shown(name)}, got {shown(data.dtype)}: save it in one of them"
+            f"expected float32, float16 or bfloat16 for {shown(name)}, got {shown(str(data.dtype))}: convert it"
         )
     return data
 

@@ -9,6 +9,7 @@ A .model is a protocol buffer (sentencepiece_model.proto); what is read and writ
 """
 
 import struct
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -154,8 +155,7 @@ def parse_sentencepiece(data: bytes, source: str) -> Vocabulary:
     gemmary.base.errors.FileError: expected a SentencePiece .model, got three bytes with a field of 9 bytes ...
     """
     pieces: list[str] = []
-    scores: list[float] = []
-    kinds: list[int] = []
+    scores, kinds = array("f"), array("B")  # lists of numbers would take more memory than the pieces
     trainer: dict[int, _Value] = {}
     normalizer: dict[int, _Value] = {}
     try:

@@ -181,9 +181,13 @@ def listed_files(index: Path) -> list[Path]:
         if isinstance(names, dict)
         else []
     )
-    if not listed or not all(isinstance(name, str) and Path(name).name == name for name in listed):
+    if not listed or not all(isinstance(name, str) and _is_plain(name) for name in listed):
         raise FileError(f"expected a weight_map of names to files in {index.name}, got something else: fetch it again")
     return [index.with_name(name) for name in sorted(set(listed))]
+
+
+def _is_plain(name: str) -> bool:
+    return Path(name).name == name and name not in ("", "..") and name.isprintable()
 
 
 def shown(value: object) -> str:

@@ -40,6 +40,14 @@ class Span:
     """Where a chunk of T tokens of B sequences stands: slots, first positions, and how many tokens are not padding.
 
     `past` positions at most were run before in any of the slots: no more of a ring is looked at.
+
+    >>> span = Span(*(ops.array([number], "int32") for number in (0, 8, 2)), past=8)  # slot 0 has run 0 to 7
+    >>> [int(position) for position in span.positions(2)[0]]
+    [8, 9]
+    >>> [int(position) for position in span.seen(6)[0]]
+    [6, 7, 2, 3, 4, 5]
+    >>> tuple(span.read(ops.zeros((1, 1, 6, 4))).shape)
+    (1, 1, 6, 4)
     """
 
     slots: Int[Array, "B"]  # each once; all of them in order when B is their number
@@ -68,7 +76,13 @@ def _held(last: Int[Array, "B"], ring: int) -> Int[Array, "B R"]:
 
 
 def write(cache: Sequence[Pair], fresh: Sequence[Pair], span: Span) -> list[Pair]:
-    """The cache with a chunk's keys and values, (B, K, T, H) each, in it; PyTorch writes in place."""
+    """The cache with a chunk's keys and values, (B, K, T, H) each, in it; PyTorch writes in place.
+
+    >>> cache, fresh = [(ops.zeros((1, 1, 3, 2)),) * 2], [(ops.ones((1, 1, 2, 2)),) * 2]
+    >>> span = Span(*(ops.array([number], "int32") for number in (0, 2, 2)), past=2)
+    >>> [float(key[0]) for key in write(cache, fresh, span)[0][0][0, 0]]  # positions 2 and 3 stand at 2 and 0
+    [1.0, 0.0, 1.0]
+    """
     put = _put_in_place if keras.backend.backend() == "torch" else _put
     pairs = zip(cache, fresh, strict=True)
     return [(put(keys, k, span), put(values, v, span)) for (keys, values), (k, v) in pairs]

@@ -40,7 +40,8 @@ def compile_pure(function: Pure, *, donate: bool = False) -> Pure:
 def keep_compiled(folder: Path) -> None:
     """Keep what JAX compiles in a folder, unless the user has chosen one; other backends compile nothing worth it.
 
-    >>> keep_compiled(Path("cache"))
+    >>> from gemmary.formats.locate import cache_folder
+    >>> keep_compiled(cache_folder() / "jax")
     """
     if keras.backend.backend() != "jax":
         return

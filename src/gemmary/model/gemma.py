@@ -27,7 +27,7 @@ Initial = Callable[[str, Weight], Any]  # a weight's path and row to a Keras ini
 NEGATIVE = -2.0e38  # a masked score: finite, so that a row with every score masked gives no NaN
 
 
-class Layer:
+class _Layer:
     """One layer's view of the weights, and its features: window, rotary angles."""
 
     def __init__(self, config: GemmaConfig, all_weights: Weights, index: int) -> None:
@@ -59,7 +59,7 @@ def attention_mask(queries: Int[Array, "B T"], keys: Int[Array, "B S"], window: 
     return seen if window is None else ops.logical_and(seen, distance < window)
 
 
-Part = tuple[Float[Array, "B K S H"], Float[Array, "B K S H"], Bool[Array, "B T S"]]  # keys, values, who sees them
+Part = tuple[Float[Array, "B K _ H"], Float[Array, "B K _ H"], Bool[Array, "B T _"]]  # keys, values, who sees them
 
 
 def attend(q: Float[Array, "B T N H"], parts: Sequence[Part], cap: float | None) -> Float[Array, "B T NH"]:
@@ -76,8 +76,9 @@ def attend(q: Float[Array, "B T N H"], parts: Sequence[Part], cap: float | None)
     # the queries of one key-value head are the rows of one matrix: multi-query attention is a single product
     q = ops.transpose(ops.reshape(q, (batch, length, kv_heads, groups, head_dim)), (0, 2, 1, 3, 4))
     q = ops.reshape(q, (batch, kv_heads, length * groups, head_dim))
-    scores = [_scores(q, keys, mask, cap) for keys, _, mask in parts]
-    shares = ops.cast(ops.softmax(ops.concatenate(scores, axis=-1), axis=-1), q.dtype)
+    scores = ops.concatenate([_scores(q, keys, mask, cap) for keys, _, mask in parts], axis=-1)
+    # the first token alone: Keras warns of a softmax over one score
+    shares = ops.cast(ops.softmax(scores, axis=-1) if scores.shape[-1] > 1 else ops.ones_like(scores), q.dtype)
     output, at = [], 0
     for _, values, _ in parts:
         output.append(ops.matmul(shares[..., at : at + values.shape[2]], values))
@@ -104,7 +105,7 @@ Rotation = tuple[Float[Array, "B T half"], Float[Array, "B T half"]]
 Look = Callable[[Array, Array], Sequence[Part]]  # from the tokens' own keys and values to all that they attend to
 
 
-def attention(x: Float[Array, "B T D"], layer: Layer, rotation: Rotation, look: Look) -> Float[Array, "B T D"]:
+def _attention(x: Float[Array, "B T D"], layer: _Layer, rotation: Rotation, look: Look) -> Float[Array, "B T D"]:
     """Project to heads, turn by position, attend to what `look` shows, project back."""
     config = layer.config
     q, k, v = (_heads(project(x, layer[f"attention.{name}"]), config.head_dim) for name in ("query", "key", "value"))
@@ -119,30 +120,41 @@ def _heads(x: Float[Array, "B T NH"], head_dim: int) -> Float[Array, "B T N H"]:
     return ops.reshape(x, (*x.shape[:2], -1, head_dim))
 
 
-def feed_forward(x: Float[Array, "B T D"], layer: Layer) -> Float[Array, "B T D"]:
+def _feed_forward(x: Float[Array, "B T D"], layer: _Layer) -> Float[Array, "B T D"]:
     """GeGLU with the tanh approximation of GELU, whatever a checkpoint's legacy field says."""
     gate = ops.gelu(project(x, layer["mlp.gate"]), approximate=True)
     return project(gate * project(x, layer["mlp.up"]), layer["mlp.down"])
 
 
-def block(x: Float[Array, "B T D"], layer: Layer, rotation: Rotation, look: Look) -> Float[Array, "B T D"]:
+def _block(x: Float[Array, "B T D"], layer: _Layer, rotation: Rotation, look: Look) -> Float[Array, "B T D"]:
     """One layer: attention and mlp, each normed before, and after where the model has it, each added to x."""
-    x = x + layer.post_norm(attention(layer.norm(x, "attention_norm"), layer, rotation, look), "attention_post_norm")
-    return x + layer.post_norm(feed_forward(layer.norm(x, "mlp_norm"), layer), "mlp_post_norm")
+    x = x + layer.post_norm(_attention(layer.norm(x, "attention_norm"), layer, rotation, look), "attention_post_norm")
+    return x + layer.post_norm(_feed_forward(layer.norm(x, "mlp_norm"), layer), "mlp_post_norm")
 
 
 def embed(config: GemmaConfig, table: Float[Array, "V D"], ids: Int[Array, "B T"], dtype: str) -> Float[Array, "B T D"]:
-    """The ids' rows, times sqrt(D) rounded to the activations' precision as in the reference (7B in bfloat16: 55.5)."""
+    """The ids' rows, times sqrt(D) rounded to the activations' precision as in the reference (7B in bfloat16: 55.5).
+
+    >>> config = GemmaConfig(vocab_size=8, num_layers=1, model_dim=4, num_heads=1, num_kv_heads=1, mlp_dim=4)
+    >>> float(embed(config, ops.ones((8, 4)), ops.array([[5]], "int32"), "float32")[0, 0, 0])
+    2.0
+    """
     return ops.cast(ops.take(table, ids, axis=0), dtype) * ops.cast(config.model_dim**0.5, dtype)
 
 
 def head(config: GemmaConfig, all_weights: Weights, x: Float[Array, "... D"]) -> Float[Array, "... V"]:
-    """Logits in float32 from the last layer's output; the embedding is the head."""
+    """Logits in float32 from the last layer's output; the embedding is the head.
+
+    >>> config = GemmaConfig(vocab_size=8, num_layers=1, model_dim=4, num_heads=1, num_kv_heads=1, mlp_dim=4)
+    >>> zeros = {path: ops.zeros(row.shape(config)) for path, row, _ in weights(config)}
+    >>> tuple(head(config, zeros, ops.ones((1, 3, 4))).shape)
+    (1, 3, 8)
+    """
     x = rms_norm(x, all_weights["final_norm"], eps=config.norm_eps, plus_one=config.norm_plus_one)
     return softcap(ops.cast(project(x, all_weights["embedding"]), "float32"), config.final_softcap)
 
 
-def rotations(config: GemmaConfig, positions: Int[Array, "B T"]) -> dict[bool, Rotation]:
+def _rotations(config: GemmaConfig, positions: Int[Array, "B T"]) -> dict[bool, Rotation]:
     """Sines and cosines for layers with a window (True) and without (False)."""
     bases = {True: (config.rope_base_local, 1.0), False: (config.rope_base, config.rope_scale)}
     angles = {local: rope_angles(positions, config.head_dim, *base) for local, base in bases.items()}
@@ -161,6 +173,11 @@ def forward(
     """The last layer's output for whole sequences, as in training; logits are `head` of it.
 
     `segments` numbers the documents packed into a row: a token sees its own only; then `positions` count within them.
+
+    >>> config = GemmaConfig(vocab_size=8, num_layers=1, model_dim=4, num_heads=1, num_kv_heads=1, mlp_dim=4)
+    >>> zeros = {path: ops.zeros(row.shape(config)) for path, row, _ in weights(config)}
+    >>> tuple(forward(config, zeros, ops.zeros((1, 3), "int32")).shape)
+    (1, 3, 4)
     """
     order = ops.broadcast_to(ops.arange(ids.shape[1], dtype="int32"), ids.shape)
     masks = {window: attention_mask(order, order, window) for window in set(config.windows)}
@@ -180,7 +197,17 @@ def forward(
 def forward_cached(
     config: GemmaConfig, all_weights: Weights, ids: Int[Array, "B T"], span: Span, cache: Sequence[Pair], *, dtype: str
 ) -> tuple[Float[Array, "B T D"], list[Pair]]:
-    """The last layer's output for the next chunk of some slots, and the keys and values to write into the cache."""
+    """The last layer's output for the next chunk of some slots, and the keys and values to `write` into the cache.
+
+    >>> config = GemmaConfig(vocab_size=8, num_layers=1, model_dim=4, num_heads=1, num_kv_heads=1, mlp_dim=4)
+    >>> zeros = {path: ops.zeros(row.shape(config)) for path, row, _ in weights(config)}
+    >>> from gemmary.model.cache import allocate
+    >>> cache = allocate(config, slots=1, length=16, chunk=3, dtype="float32")
+    >>> span = Span(*(ops.array([number], "int32") for number in (0, 0, 3)), past=0)
+    >>> x, fresh = forward_cached(config, zeros, ops.zeros((1, 3), "int32"), span, cache, dtype="float32")
+    >>> tuple(x.shape), tuple(fresh[0][0].shape)
+    ((1, 3, 4), (1, 1, 3, 256))
+    """
     positions = span.positions(ids.shape[1])
     own = {window: attention_mask(positions, positions, window) for window in set(config.windows)}
     rings = {(window, keys.shape[2]) for window, (keys, _) in zip(config.windows, cache, strict=True) if span.past}
@@ -204,21 +231,19 @@ def _layers(
     look: Callable[[int, Array, Array], Sequence[Part]],
     dtype: str,
 ) -> Float[Array, "B T D"]:
-    turns = rotations(config, positions)
+    turns = _rotations(config, positions)
     x = embed(config, all_weights["embedding"], ids, dtype)
     for index, window in enumerate(config.windows):
-        x = block(x, Layer(config, all_weights, index), turns[window is not None], partial(look, index))
+        x = _block(x, _Layer(config, all_weights, index), turns[window is not None], partial(look, index))
     return x
 
 
 class Gemma(keras.Model):
     """The model as Keras users know it: ids (B, T) int32 to logits (B, T, V) float32.
 
-    >>> import numpy as np
-    >>> from gemmary.base.config import GemmaConfig
     >>> config = GemmaConfig(vocab_size=32, num_layers=2, model_dim=8, num_heads=2, num_kv_heads=1, mlp_dim=16)
     >>> model = Gemma(config)
-    >>> tuple(model(np.zeros((1, 3), "int32")).shape), model.count_params() == config.num_params
+    >>> tuple(model(ops.zeros((1, 3), "int32")).shape), model.count_params() == config.num_params
     ((1, 3, 32), True)
 
     `initial` may give each weight its array or initializer (see weights.py); without it weights are drawn at random.
@@ -244,7 +269,12 @@ class Gemma(keras.Model):
 
     @property
     def weight_table(self) -> dict[str, keras.Variable]:
-        """The variables by their paths in the weight table."""
+        """The variables by their paths in the weight table.
+
+        >>> config = GemmaConfig(vocab_size=8, num_layers=1, model_dim=4, num_heads=1, num_kv_heads=1, mlp_dim=4)
+        >>> tuple(Gemma(config).weight_table["layers.0.attention.key"].shape)
+        (1, 256, 4)
+        """
         return dict(self._table)
 
     def call(

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prefill and decode of Gemma 3 270M beside KerasHub and transformers, alternating, each run a process of its own.
+
+    python benchmarks/decode.py --rounds 5 [--only gemmary-jax keras-hub-jax]
+
+Greedy, one sequence, random prompts. Decode is the time of 64 new tokens less that of 16, prefill that of 512 tokens
+and one new one. All systems compute the same sizes in the same precision; speed does not depend on the weights' values,
+so peers run with random ones. Each process warms its shapes up first: compilation is not in the figures.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from record import record
+
+Generate = Callable[[list[int], int], Any]  # a prompt and how many tokens to add
+SYSTEMS = (
+    "gemmary-jax",
+    "keras-hub-jax",
+    "gemmary-torch",
+    "keras-hub-torch",
+    "transformers",
+    "gemmary-tensorflow",
+    "gemmary-torch-bfloat16",
+    "transformers-bfloat16",
+)
+LONG, SHORT, PROMPT, PREFILL = 64, 16, 16, 512
+
+
+def gemmary(backend: str, dtype: str) -> Generate:
+    import gemmary
+
+    generator = gemmary.load(engine="keras", backend=backend, dtype=dtype, max_length=1024, num_slots=1)
+
+    def generate(prompt: list[int], count: int) -> Any:
+        [reply] = generator.complete([gemmary.Request(prompt, max_tokens=count, ignore_stop_ids=True)])
+        assert len(reply.ids) == count and reply.usage.cached_tokens <= 1
+        return reply
+
+    return generate
+
+
+def keras_hub() -> Generate:
+    import keras
+    import keras_hub
+
+    backbone = keras_hub.models.Gemma3Backbone(
+        vocabulary_size=262_144,
+        image_size=None,
+        num_layers=18,
+        num_query_heads=4,
+        num_key_value_heads=1,
+        hidden_dim=640,
+        intermediate_dim=2048,
+        head_dim=256,
+        query_head_dim_normalize=True,
+        use_query_key_norm=True,
+        use_post_ffw_norm=True,
+        use_post_attention_norm=True,
+        sliding_window_size=512,
+        use_sliding_window_attention=True,
+        vision_encoder=None,
+    )
+    model = keras_hub.models.Gemma3CausalLM(backbone=backbone, preprocessor=None)
+    model.compile(sampler="greedy")
+
+    def generate(prompt: list[int], count: int) -> Any:
+        size = len(prompt) + count
+        ids, mask = np.zeros((1, size), np.int32), np.zeros((1, size), np.int32)
+        ids[0, : len(prompt)], mask[0, : len(prompt)] = prompt, 1
+        inputs = {"token_ids": keras.ops.convert_to_tensor(ids), "padding_mask": keras.ops.convert_to_tensor(mask)}
+        return keras.ops.convert_to_numpy(model.make_generate_function()(inputs, stop_token_ids=None)["token_ids"])
+
+    return generate
+
+
+def transformers(dtype: str) -> Generate:
+    import torch
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    config = Gemma3TextConfig(
+        vocab_size=262_144,
+        num_hidden_layers=18,
+        hidden_size=640,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        head_dim=256,
+        intermediate_size=2048,
+        sliding_window=512,
+        max_position_embeddings=32_768,
+    )
+    model = Gemma3ForCausalLM(config).to(getattr(torch, dtype)).eval()
+
+    def generate(prompt: list[int], count: int) -> Any:
+        ids = torch.tensor([prompt])
+        with torch.inference_mode():
+            out = model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=False,
+                min_new_tokens=count,
+                max_new_tokens=count,
+                pad_token_id=0,
+            )
+        assert out.shape[1] == len(prompt) + count
+        return out
+
+    return generate
+
+
+def build(system: str) -> Generate:
+    dtype = "bfloat16" if system.endswith("bfloat16") else "float32"
+    if system.startswith("transformers"):
+        return transformers(dtype)
+    return keras_hub() if system.startswith("keras-hub") else gemmary(backend_of(system), dtype)
+
+
+def backend_of(system: str) -> str:
+    return next((name for name in ("jax", "torch", "tensorflow") if f"-{name}" in system), "torch")
+
+
+def measure(system: str) -> dict[str, float]:
+    """Tokens per second of one system in this process."""
+    generate, random = build(system), np.random.default_rng(0)
+
+    def seconds(length: int, count: int, runs: int = 3) -> float:
+        times = []
+        for _ in range(runs + 2):  # two to warm up: the first compiles, the second may trace
+            prompt = [2, *random.integers(1000, 200_000, length - 1).tolist()]
+            start = time.perf_counter()
+            generate(prompt, count)
+            times.append(time.perf_counter() - start)
+        return min(times[2:])
+
+    decode = (LONG - SHORT) / (seconds(PROMPT, LONG) - seconds(PROMPT, SHORT))
+    return {"decode": decode, "prefill": PREFILL / seconds(PREFILL, 1)}
+
+
+def in_process(system: str) -> dict[str, float]:
+    environment = {**os.environ, "KERAS_BACKEND": backend_of(system), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    command = [sys.executable, __file__, "--child", system]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{system} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", nargs="+", choices=SYSTEMS, default=SYSTEMS)
+    parser.add_argument("--child", choices=SYSTEMS)
+    options = parser.parse_args()
+    if options.child:
+        print(json.dumps(measure(options.child)))
+        return
+    found: dict[str, list[dict[str, float]]] = {system: [] for system in options.only}
+    for number in range(options.rounds):
+        for system in options.only:
+            found[system].append(in_process(system))
+            print(number, system, found[system][-1], flush=True)
+    rows = []
+    for system, runs in found.items():
+        medians = [statistics.median(run[kind] for run in runs) for kind in ("decode", "prefill")]
+        rows.append((system, *(f"{median:.1f}" for median in medians)))
+    command = f"python benchmarks/decode.py --rounds {options.rounds}"
+    record("decode", ("system", "decode, tokens/s", "prefill, tokens/s"), rows, command=command)
+
+
+if __name__ == "__main__":
+    main()
