@@ -160,6 +160,10 @@ class Model:
     >>> model.load((path, blocks_of(np.ones(row.gguf.shape(config), np.float32))) for path, row, _ in weights(config))
     >>> model.forward([NativeChunk(slot=0, start=0, ids=[2, 5])]).shape
     (1, 32)
+    >>> model.score([NativeChunk(slot=0, start=2, ids=[7])], [[1]])[0].shape
+    (1,)
+    >>> model.kernels in kernel_sets(), model.cache_bytes, model.weight_bytes > 0
+    (True, 16384, True)
 
     Raises InputError for sizes, threads or kernels that cannot be had.
     """
