@@ -14,9 +14,6 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
-/* The sum is made here: compilers reorder sums so that all products come first, and have no registers for them. */
-#define HERE(x) __asm__("" : "+x"(x))
-
 typedef __m256i Ints;
 typedef __m256 Floats;
 
@@ -35,6 +32,19 @@ INLINE Ints quad(const int8_t *a) { /* four activations, in every lane */
 }
 
 INLINE Ints widened(Ints pairs, int times) { return _mm256_madd_epi16(pairs, _mm256_set1_epi16((short)times)); }
+
+/* pairs += codes of 2 × 8 rows times four activations. Written out, because compilers would make the products of a
+ * whole group before they add the first, and have no registers to keep them in. */
+INLINE void add_products(Ints pairs[2], Ints left, Ints right, const int8_t *a) {
+    Ints four, products;
+    __asm__("vpbroadcastd %6, %2\n\t"
+            "vpmaddubsw %2, %4, %3\n\t"
+            "vpaddw %3, %0, %0\n\t"
+            "vpmaddubsw %2, %5, %2\n\t"
+            "vpaddw %2, %1, %1"
+            : "+x"(pairs[0]), "+x"(pairs[1]), "=&x"(four), "=&x"(products)
+            : "x"(left), "x"(right), "m"(*(const int8_t(*)[4])a));
+}
 
 INLINE int fitting(int bits) { return bits == 1 ? 4 : bits == 2 ? 2 : 8; }
 
@@ -185,13 +195,7 @@ INLINE void dots(const uint8_t *codes, const int8_t *a, size_t lda, int tokens, 
         Ints pairs[TILE][2] = {0};
         UNROLL for (int q = from; q < from + fit; q++) {
             Ints left = load(codes + q * VECTOR), right = load(codes + q * VECTOR + 32);
-            UNROLL for (int t = 0; t < tokens; t++) {
-                Ints four = quad(a + t * lda + 4 * q);
-                pairs[t][0] = _mm256_add_epi16(pairs[t][0], _mm256_maddubs_epi16(left, four));
-                pairs[t][1] = _mm256_add_epi16(pairs[t][1], _mm256_maddubs_epi16(right, four));
-                HERE(pairs[t][0]);
-                HERE(pairs[t][1]);
-            }
+            UNROLL for (int t = 0; t < tokens; t++) add_products(pairs[t], left, right, a + t * lda + 4 * q);
         }
         UNROLL for (int t = 0; t < tokens; t++)
             UNROLL for (int h = 0; h < 2; h++) sums[t][h] = _mm256_add_epi32(sums[t][h], widened(pairs[t][h], times));
