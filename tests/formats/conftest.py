@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tiny checkpoints with random weights: one for the features of each generation, the same for the same seed."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,6 +64,18 @@ def tiny_checkpoint(config: GemmaConfig, seed: int, dtype: str = "float32") -> C
         arrays[path] = array.astype(dtype)
     tensors = {path: (lambda array=array: array) for path, array in arrays.items()}
     return Checkpoint(config=config, tensors=tensors, vocabulary=tiny_vocabulary(config.vocab_size))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """These models are so small that PyTorch waits longer for a second thread than it computes."""
+    torch = sys.modules.get("torch")
+    known = torch.get_num_threads() if torch else 0
+    if torch:
+        torch.set_num_threads(1)
+    yield
+    if torch:
+        torch.set_num_threads(known)
 
 
 @pytest.fixture(params=sorted(CONFIGS))
