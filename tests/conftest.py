@@ -5,15 +5,36 @@ In tests only, every function of gemmary.model checks its arguments and result a
 `Float[Array, "B T D"]`: a letter must mean one size in a call.
 """
 
+import sys
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 from jaxtyping import install_import_hook
+
+if TYPE_CHECKING:
+    from gemmary.base.config import GemmaConfig
+    from gemmary.formats.content import Checkpoint
 
 install_import_hook("gemmary.model", "beartype.beartype")
 
 SHARED_DATA = Path(__file__).parents[1].parent / "shared" / "data"
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(autouse=True)
+def one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Tiny models compute on one thread: PyTorch waits longer for a second than it works. Slow tests have them all."""
+    torch = None if request.node.get_closest_marker("slow") else sys.modules.get("torch")
+    known = torch.get_num_threads() if torch else 0
+    if torch:
+        torch.set_num_threads(1)
+    yield
+    if torch:
+        torch.set_num_threads(known)
 
 
 @pytest.fixture(scope="session")
@@ -32,3 +53,31 @@ def default_checkpoint() -> Path:
     from gemmary.formats.locate import embedded_default
 
     return embedded_default()
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """The folder of the golden: `model/` and `expected.json`, made by `make.py`."""
+    return GOLDEN
+
+
+@pytest.fixture(scope="session")
+def random_checkpoint() -> "Callable[..., Checkpoint]":
+    """Makes a checkpoint in memory from a configuration and a seed, without a vocabulary.
+
+    Matrices keep the size of what they multiply, so that scores are far from uniform; norms are far from 1.
+    """
+
+    def make(config: "GemmaConfig", seed: int = 7) -> "Checkpoint":
+        from gemmary.formats.content import Checkpoint
+        from gemmary.formats.tensors import weights
+
+        generator, arrays = np.random.default_rng(seed), {}
+        for path, row, _ in weights(config):
+            array = generator.standard_normal(row.shape(config), dtype=np.float32)
+            fan_in = config.num_heads * config.head_dim if row.dims == "D N H" else array.shape[-1]
+            arrays[path] = array * np.float32(0.3 if row.is_norm else fan_in**-0.5)
+        tensors = {path: (lambda array=array: array) for path, array in arrays.items()}
+        return Checkpoint(config=config, tensors=tensors, vocabulary=None)
+
+    return make

@@ -31,7 +31,8 @@ TEXTS = (
     "what the rest is worth.",
     "In the year 1912 a lighthouse keeper wrote down 365 sunsets, one a day, with a number from 0 to 9 for how red "
     "they were. Nobody asked him to. The 9s came after fires on the mainland, and that is how we know when they were.",
-    "def gem(words):\n    for word in words:\n        if word.startswith('gem'):\n            yield word  # naïve, but ⟡\n",
+    "def gem(words):\n    for word in words:\n        if word.startswith('gem'):\n"
+    "            yield word  # naïve, but ⟡\n",
 )
 PROMPTS = ("A gem is cut", "In the year 1912", "def gem(words):")
 CONFIG = GemmaConfig(

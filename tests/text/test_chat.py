@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Turns are laid out as Gemma's published template lays them out, and nobody can write a marker."""
 
-
 import pytest
 import transformers
 

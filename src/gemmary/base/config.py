@@ -7,7 +7,7 @@ Features, never versions: a generation is a row of values. Sources: the Gemma re
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Self
+from typing import Self, TypedDict, Unpack
 
 from gemmary.base.errors import InputError
 
@@ -146,11 +146,19 @@ class GemmaConfig:
         return replace(self, **changes)  # type: ignore[arg-type]  # names checked above, values in __post_init__
 
 
-def _gemma1(**sizes: int) -> GemmaConfig:
+class _Sizes(TypedDict):
+    num_layers: int
+    model_dim: int
+    num_heads: int
+    num_kv_heads: int
+    mlp_dim: int
+
+
+def _gemma1(**sizes: Unpack[_Sizes]) -> GemmaConfig:
     return GemmaConfig(**sizes)
 
 
-def _gemma2(*, query_dim: int = 256, head_dim: int = 256, **sizes: int) -> GemmaConfig:
+def _gemma2(*, query_dim: int = 256, head_dim: int = 256, **sizes: Unpack[_Sizes]) -> GemmaConfig:
     return GemmaConfig(
         head_dim=head_dim,
         query_scale=query_dim**-0.5,
@@ -163,9 +171,17 @@ def _gemma2(*, query_dim: int = 256, head_dim: int = 256, **sizes: int) -> Gemma
 
 
 def _gemma3(
-    *, window: int = 1024, query_dim: int = 256, head_dim: int = 256, rope_scale: float = 8.0, **sizes: int
+    *,
+    window: int = 1024,
+    query_dim: int = 256,
+    head_dim: int = 256,
+    rope_scale: float = 8.0,
+    max_length: int = 131_072,
+    **sizes: Unpack[_Sizes],
 ) -> GemmaConfig:
     return GemmaConfig(
+        vocab_size=262_144,
+        max_length=max_length,
         head_dim=head_dim,
         query_scale=query_dim**-0.5,
         rope_base=1_000_000.0,
@@ -173,8 +189,12 @@ def _gemma3(
         window_pattern=(*(window,) * 5, None),
         post_norm=True,
         qk_norm=True,
-        **{"vocab_size": 262_144, "max_length": 131_072, **sizes},
+        **sizes,
     )
+
+
+def _small_gemma3(**sizes: Unpack[_Sizes]) -> GemmaConfig:
+    return _gemma3(window=512, rope_scale=1.0, max_length=32_768, **sizes)
 
 
 _GEMMA_2B = _gemma1(num_layers=18, model_dim=2048, num_heads=8, num_kv_heads=1, mlp_dim=16_384)
@@ -184,24 +204,24 @@ _GEMMA2_9B = _gemma2(num_layers=42, model_dim=3584, num_heads=16, num_kv_heads=8
 _GEMMA2_27B = _gemma2(  # query scale 144 = D / N, not the head's 128
     num_layers=46, model_dim=4608, num_heads=32, num_kv_heads=16, mlp_dim=36_864, head_dim=128, query_dim=144
 )
-_SMALL3 = {"window": 512, "rope_scale": 1.0, "max_length": 32_768}
-_GEMMA3_270M = _gemma3(num_layers=18, model_dim=640, num_heads=4, num_kv_heads=1, mlp_dim=2048, **_SMALL3)
-_GEMMA3_1B = _gemma3(num_layers=26, model_dim=1152, num_heads=4, num_kv_heads=1, mlp_dim=6912, **_SMALL3)
+_GEMMA3_270M = _small_gemma3(num_layers=18, model_dim=640, num_heads=4, num_kv_heads=1, mlp_dim=2048)
+_GEMMA3_1B = _small_gemma3(num_layers=26, model_dim=1152, num_heads=4, num_kv_heads=1, mlp_dim=6912)
 _GEMMA3_4B = _gemma3(num_layers=34, model_dim=2560, num_heads=8, num_kv_heads=4, mlp_dim=10_240)
 _GEMMA3_12B = _gemma3(num_layers=48, model_dim=3840, num_heads=16, num_kv_heads=8, mlp_dim=15_360)
 _GEMMA3_27B = _gemma3(  # query scale 168 = D / N, not the head's 128
     num_layers=62, model_dim=5376, num_heads=32, num_kv_heads=16, mlp_dim=21_504, head_dim=128, query_dim=168
 )
 
-PRESETS: Mapping[str, GemmaConfig] = {
-    **{name: _GEMMA_2B for name in ("gemma-2b", "gemma-2b-it", "gemma-1.1-2b-it", "codegemma-2b")},
-    **{name: _GEMMA_7B for name in ("gemma-7b", "gemma-7b-it", "gemma-1.1-7b-it", "codegemma-7b", "codegemma-7b-it")},
-    **{name: _GEMMA2_2B for name in ("gemma-2-2b", "gemma-2-2b-it", "shieldgemma-2b")},
-    **{name: _GEMMA2_9B for name in ("gemma-2-9b", "gemma-2-9b-it", "shieldgemma-9b")},
-    **{name: _GEMMA2_27B for name in ("gemma-2-27b", "gemma-2-27b-it", "shieldgemma-27b")},
-    **{name: _GEMMA3_270M for name in ("gemma-3-270m", "gemma-3-270m-it")},
-    **{name: _GEMMA3_1B for name in ("gemma-3-1b-pt", "gemma-3-1b-it")},
-    **{name: _GEMMA3_4B for name in ("gemma-3-4b-pt", "gemma-3-4b-it")},
-    **{name: _GEMMA3_12B for name in ("gemma-3-12b-pt", "gemma-3-12b-it")},
-    **{name: _GEMMA3_27B for name in ("gemma-3-27b-pt", "gemma-3-27b-it")},
-}
+_NAMES = (
+    (_GEMMA_2B, ("gemma-2b", "gemma-2b-it", "gemma-1.1-2b-it", "codegemma-2b")),
+    (_GEMMA_7B, ("gemma-7b", "gemma-7b-it", "gemma-1.1-7b-it", "codegemma-7b", "codegemma-7b-it")),
+    (_GEMMA2_2B, ("gemma-2-2b", "gemma-2-2b-it", "shieldgemma-2b")),
+    (_GEMMA2_9B, ("gemma-2-9b", "gemma-2-9b-it", "shieldgemma-9b")),
+    (_GEMMA2_27B, ("gemma-2-27b", "gemma-2-27b-it", "shieldgemma-27b")),
+    (_GEMMA3_270M, ("gemma-3-270m", "gemma-3-270m-it")),
+    (_GEMMA3_1B, ("gemma-3-1b-pt", "gemma-3-1b-it")),
+    (_GEMMA3_4B, ("gemma-3-4b-pt", "gemma-3-4b-it")),
+    (_GEMMA3_12B, ("gemma-3-12b-pt", "gemma-3-12b-it")),
+    (_GEMMA3_27B, ("gemma-3-27b-pt", "gemma-3-27b-it")),
+)
+PRESETS: Mapping[str, GemmaConfig] = {name: config for config, names in _NAMES for name in names}

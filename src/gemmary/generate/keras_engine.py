@@ -70,7 +70,7 @@ class KerasEngine:
         self._chunk_length, self._dtype = min(chunk_length, length), dtype
         self._weights = load_weights(checkpoint, dtype)
         self._cache = allocate(self._config, slots=num_slots, length=length, chunk=self._chunk_length, dtype=dtype)
-        self._run = [0] * num_slots  # positions each slot holds
+        self._run = [0] * num_slots  # the furthest end of each slot's sequence, which stays when it is taken back
         self._logits, self._score = compile_pure(self._logits_pass), compile_pure(self._score_pass)
         self._write = compile_pure(_write_pass, donate=True)
 
@@ -125,7 +125,8 @@ class KerasEngine:
     def keep(self, slot: int, length: int) -> int:
         """Of a slot's first `length` positions, how many a new sequence may go on from: `length`, or 0.
 
-        A layer with a window has forgotten what lies too far before the last position the slot ran.
+        A layer with a window has forgotten what lies too far before the furthest position that the slot ran, even where
+        the sequence was taken back since: what was written then stands in the place of what is older.
         """
         back = self._run[slot] - length
         rings = zip(self._config.windows, self._config.cache_lengths(self._max_length, self._chunk_length), strict=True)
@@ -168,7 +169,7 @@ class KerasEngine:
         self._cache = self._write(0, self._cache, fresh, *batch.places())
         for slot, start, count in zip(batch.slots.tolist(), batch.starts.tolist(), batch.counts.tolist(), strict=True):
             if count:
-                self._run[slot] = start + count
+                self._run[slot] = max(self._run[slot] if start else 0, start + count)
 
     def _logits_pass(self, past: int, weights: Any, ids: Any, slots: Any, starts: Any, counts: Any, cache: Any) -> Any:
         span = Span(slots, starts, counts, past)

@@ -109,7 +109,7 @@ class ScriptedGenerator:
 
 
 def byte_tokenizer() -> Tokenizer:
-    """A tokenizer whose vocabulary is Gemma's special pieces and the 256 bytes and the space: any text, nothing to load.
+    """A tokenizer whose vocabulary is Gemma's special pieces, the 256 bytes and the space: any text, no file.
 
     >>> byte_tokenizer().prompt("é")
     [2, 201, 175]

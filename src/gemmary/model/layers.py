@@ -73,7 +73,7 @@ def project(x: Float[Array, "*rest D"], weight: Float[Array, "*out D"]) -> Float
     True
     """
     matrix = ops.reshape(ops.cast(weight, x.dtype), (-1, x.shape[-1]))
-    return ops.tensordot(x, matrix, axes=((-1,), (-1,)))
+    return ops.matmul(x, ops.transpose(matrix))
 
 
 def softcap(x: Float[Array, "..."], cap: float | None) -> Float[Array, "..."]:

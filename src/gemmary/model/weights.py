@@ -27,8 +27,10 @@ def load_weights(checkpoint: Checkpoint, dtype: str) -> dict[str, Array]:
     >>> tuple(loaded["embedding"].shape)
     (8, 4)
     """
-    found = weights(checkpoint.config)
-    return {path: backend_array(checkpoint.tensors[path](), precision(row, dtype)) for path, row, _ in found}
+    return {
+        path: backend_array(checkpoint.tensors[path](), precision(row, dtype), row.contracted)
+        for path, row, _ in weights(checkpoint.config)
+    }
 
 
 def precision(row: Weight, dtype: str) -> str:
@@ -41,22 +43,26 @@ def precision(row: Weight, dtype: str) -> str:
     return "float32" if row.is_norm else dtype
 
 
-def backend_array(array: NDArray[Any], dtype: str) -> Array:
+def backend_array(array: NDArray[Any], dtype: str, contracted: int = 0) -> Array:
     """A NumPy array as an array of the backend; without a copy where precision and memory allow.
+
+    The last `contracted` letters come first in PyTorch's memory, though not in the shape: so laid out, the product with
+    a single row runs twice as fast on some processors (MKL's on AMD), and no product runs slower.
 
     >>> import numpy as np
     >>> len(backend_array(np.float32([1, 2]), "bfloat16"))
     2
     """
-    kind = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
-    array = np.ascontiguousarray(array, kind)
+    array = array.astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype, copy=False)
     if keras.backend.backend() != "torch":
-        return keras.ops.convert_to_tensor(array, dtype)
+        return keras.ops.convert_to_tensor(np.ascontiguousarray(array), dtype)
     import torch
 
-    if array.dtype == np.dtype(ml_dtypes.bfloat16):  # NumPy has no bfloat16 that PyTorch knows: pass its bits
-        return keras.ops.convert_to_tensor(torch.from_numpy(array.view(np.int16)).view(torch.bfloat16))
-    return keras.ops.convert_to_tensor(torch.from_numpy(array))
+    is_bfloat16 = array.dtype == ml_dtypes.bfloat16  # NumPy has none that PyTorch knows: pass its bits
+    tensor = torch.from_numpy(np.ascontiguousarray(array.view(np.int16) if is_bfloat16 else array))
+    first, ahead = tuple(range(-contracted, 0)), tuple(range(contracted))
+    tensor = tensor.movedim(first, ahead).contiguous().movedim(ahead, first)
+    return keras.ops.convert_to_tensor(tensor.view(torch.bfloat16) if is_bfloat16 else tensor)
 
 
 def numpy_array(array: Array) -> NDArray[Any]:
