@@ -10,7 +10,10 @@ import pytest
 
 HERE = Path(__file__).parent
 SOURCES = HERE.parents[1] / "src" / "gemmary" / "native" / "src"
-FLAGS = {"kernels_avx2": "-mavx2 -mfma -mf16c", "kernels_avx512": "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni"}
+FLAGS = {
+    "kernels_avx2": "-mavx2 -mfma -mf16c",
+    "kernels_avx512": "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni",
+}
 
 
 @pytest.mark.slow
