@@ -2,7 +2,7 @@
 """Checkpoint: what every format holds; and the step all readers share, from the file's tensors to ours."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from math import prod
 from re import Pattern
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from gemmary.base.config import GemmaConfig
 from gemmary.base.errors import CheckpointError, FileError, InputError
+from gemmary.formats.quantize import BlockType
 from gemmary.formats.sentencepiece import Vocabulary
 from gemmary.formats.storage import shown
 from gemmary.formats.tensors import Stored, Weight, weights
@@ -33,6 +34,20 @@ class Checkpoint:
     config: GemmaConfig
     tensors: Mapping[str, Callable[[], NDArray[Any]]]
     vocabulary: Vocabulary | None
+    blocks: Mapping[str, "Blocks"] = field(default_factory=dict)  # matrices as the file holds them, where that is rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blocks:
+    """A matrix as its file holds it: `read(first, count)` gives the raw bytes of some rows.
+
+    >>> Blocks(kind=BlockType.F32, shape=(1, 2), read=lambda first, count: np.zeros(8, np.uint8)).shape
+    (1, 2)
+    """
+
+    kind: BlockType
+    shape: tuple[int, int]
+    read: Callable[[int, int], NDArray[np.uint8]]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from gemmary.base.config import GemmaConfig
 from gemmary.base.errors import FileError, InputError
-from gemmary.formats.content import Checkpoint, Entry, Fields, bind, check_fits, unbind
-from gemmary.formats.gguf_file import GgufFile, Value, read_head, read_tensor, write_file
+from gemmary.formats.content import Blocks, Checkpoint, Entry, Fields, bind, check_fits, unbind
+from gemmary.formats.gguf_file import GgufFile, GgufTensor, Value, read_head, read_tensor, write_file
 from gemmary.formats.quantize import BlockType
 from gemmary.formats.sentencepiece import SPACE, Kind, Vocabulary
 from gemmary.formats.storage import FileBytes, shown
@@ -86,7 +86,23 @@ def read_gguf(path: Path) -> Checkpoint:
         exact = head.metadata.get(_EXACT + row.gguf.at(layer))
         if isinstance(exact, np.ndarray) and exact.shape == row.shape(config):
             tensors[weight] = partial(_exact, tensors[weight], exact)
-    return Checkpoint(config=config, tensors=tensors, vocabulary=_vocabulary(head.metadata))
+    blocks = {
+        weight: _blocks(source, head.tensors[row.gguf.at(layer)])
+        for weight, row, layer in weights(config)
+        if not row.is_norm
+    }
+    return Checkpoint(config=config, tensors=tensors, vocabulary=_vocabulary(head.metadata), blocks=blocks)
+
+
+def _blocks(source: FileBytes, tensor: GgufTensor) -> Blocks:
+    """A matrix as it lies in the file: all of ours have their rows there."""
+    rows, columns = tensor.shape
+    row_bytes = tensor.kind.num_bytes((columns,))
+
+    def read(first: int, count: int) -> NDArray[np.uint8]:
+        return source.read(tensor.start + first * row_bytes, count * row_bytes)
+
+    return Blocks(kind=tensor.kind, shape=(rows, columns), read=read)
 
 
 _IGNORED = re.compile(r"rope_freqs\.weight$")

@@ -1,0 +1,1 @@
+"""The forward pass in C, and its face in Python."""

@@ -1,0 +1,315 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The native library through ctypes: a model is made from arrays, run, and freed.
+
+    Model(config, ...) ─► load(tensors) ─► forward(chunks) / score(chunks, targets)
+
+Sizes, types and ranges are checked here with a message, and again in C with a status. Calls release the GIL.
+"""
+
+import ctypes
+import sys
+import weakref
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gemmary.base.config import GemmaConfig
+from gemmary.base.errors import CheckpointError, GemmaryError, InputError
+from gemmary.formats.content import Blocks
+from gemmary.formats.quantize import LAYOUTS, BlockType
+
+ABI = 1
+_WEIGHTS = (  # gemmary.h's order, by the paths of the weight table
+    "embedding",
+    "final_norm",
+    "attention_norm",
+    "attention.query",
+    "attention.key",
+    "attention.value",
+    "attention.output",
+    "attention.query_norm",
+    "attention.key_norm",
+    "attention_post_norm",
+    "mlp_norm",
+    "mlp.gate",
+    "mlp.up",
+    "mlp.down",
+    "mlp_post_norm",
+)
+_MOST_THREADS = 256
+_BLOCK = 16  # rows that are packed together
+_PIECE = 4 << 20  # bytes of a tensor read and packed at a time
+
+
+class NativeChunk(NamedTuple):
+    """Tokens of one slot, at positions start, start + 1, ...
+
+    >>> NativeChunk(slot=0, start=0, ids=(2, 651)).ids
+    (2, 651)
+    """
+
+    slot: int
+    start: int
+    ids: Sequence[int]
+
+
+def blocks_of(array: NDArray[Any]) -> Blocks:
+    """A weight that is in memory: a matrix by its rows, a norm as one row.
+
+    >>> blocks_of(np.ones(4, np.float32)).shape
+    (1, 4)
+    """
+    kinds = {"float32": BlockType.F32, "float16": BlockType.F16, "bfloat16": BlockType.BF16}
+    kind = kinds.get(array.dtype.name, BlockType.F32)
+    rows = np.ascontiguousarray(np.atleast_2d(array), LAYOUTS[kind])
+    return Blocks(
+        kind=kind,
+        shape=(rows.shape[0], rows.shape[1]),
+        read=lambda first, count: rows[first : first + count].reshape(-1).view(np.uint8),
+    )
+
+
+_SIZES = ("vocab_size", "num_layers", "model_dim", "num_heads", "num_kv_heads", "head_dim", "mlp_dim")
+_FLAGS = ("post_norm", "qk_norm", "norm_plus_one")
+_REALS = ("norm_eps", "query_scale", "rope_base", "rope_base_local", "rope_scale")
+_OWN_SIZES = ("num_slots", "max_length", "chunk_length", "num_threads")
+_SAME_NAMES = (*_SIZES, *_FLAGS, *_REALS)
+
+
+class _Config(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int32) for name in ("abi", *_SIZES, *_FLAGS)),
+        *((name, ctypes.c_float) for name in (*_REALS, "attn_softcap", "final_softcap")),
+        *((name, ctypes.c_int32) for name in _OWN_SIZES),
+        ("windows", ctypes.POINTER(ctypes.c_int32)),
+        ("kernels", ctypes.c_char_p),
+    )
+
+
+class _Chunk(ctypes.Structure):
+    _fields_ = (("slot", ctypes.c_int32), ("start", ctypes.c_int32), ("length", ctypes.c_int32))
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """The shared library, built when the package was installed.
+
+    Raises GemmaryError when it is not there.
+
+    >>> library().gemmary_kernels(999) is None
+    True
+    """
+    names = {"darwin": "libgemmary.dylib", "win32": "libgemmary.dll"}
+    path = _find(names.get(sys.platform, "libgemmary.so"))
+    if path is None:
+        raise GemmaryError(
+            "expected the native engine's library beside gemmary/native, found none: install a C compiler and the "
+            "package again (pip install --force-reinstall gemmary), or use the Keras engine"
+        )
+    loaded = ctypes.CDLL(str(path))
+    if not hasattr(loaded, "gemmary_abi") or loaded.gemmary_abi() != ABI:
+        raise GemmaryError(f"expected the library of this version, got another at {path}: install the package again")
+    pointer, i32, i64, size = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_size_t
+    declarations = {
+        "open": (i32, (ctypes.POINTER(_Config), ctypes.POINTER(pointer))),
+        "declare": (i32, (pointer, i32, i32, i32, i64, i64)),
+        "fill": (i32, (pointer, i32, i32, i64, i64, pointer, size)),
+        "forward": (i32, (pointer, ctypes.POINTER(_Chunk), i32, pointer, pointer)),
+        "score": (i32, (pointer, ctypes.POINTER(_Chunk), i32, pointer, pointer, pointer, pointer)),
+        "close": (None, (pointer,)),
+        "weight_bytes": (size, (pointer,)),
+        "cache_bytes": (size, (pointer,)),
+        "kernels_used": (ctypes.c_char_p, (pointer,)),
+        "kernels": (ctypes.c_char_p, (i32,)),
+    }
+    for name, (result, arguments) in declarations.items():
+        function = getattr(loaded, f"gemmary_{name}")
+        function.restype, function.argtypes = result, arguments
+    return loaded
+
+
+def _find(name: str) -> Path | None:
+    """The library beside this file, or where an editable install has put it."""
+    folders = [Path(__file__).parent, *(Path(folder) / "gemmary" / "native" for folder in sys.path)]
+    return next((folder / name for folder in folders if (folder / name).is_file()), None)
+
+
+def kernel_sets() -> tuple[str, ...]:
+    """The names of the sets of kernels that were built, best first; not all of them need run here.
+
+    >>> kernel_sets()[-1]
+    'portable'
+    """
+    names: list[str] = []
+    while (name := library().gemmary_kernels(len(names))) is not None:
+        names.append(name.decode())
+    return tuple(names)
+
+
+class Model:
+    """One model in the native engine. Not for two threads at once.
+
+    >>> from gemmary.formats.tensors import weights
+    >>> config = GemmaConfig(vocab_size=32, num_layers=1, model_dim=8, num_heads=2, num_kv_heads=1, mlp_dim=16)
+    >>> model = Model(config, num_slots=1, max_length=16, chunk_length=4, num_threads=1)
+    >>> model.load((path, blocks_of(np.ones(row.gguf.shape(config), np.float32))) for path, row, _ in weights(config))
+    >>> model.forward([NativeChunk(slot=0, start=0, ids=[2, 5])]).shape
+    (1, 32)
+    >>> model.score([NativeChunk(slot=0, start=2, ids=[7])], [[1]])[0].shape
+    (1,)
+    >>> model.kernels in kernel_sets(), model.cache_bytes, model.weight_bytes > 0
+    (True, 16384, True)
+
+    Raises InputError for sizes, threads or kernels that cannot be had.
+    """
+
+    def __init__(
+        self,
+        config: GemmaConfig,
+        *,
+        num_slots: int,
+        max_length: int,
+        chunk_length: int,
+        num_threads: int,
+        kernels: str | None = None,
+    ) -> None:
+        self.config, self.num_slots, self.max_length, self.chunk_length = config, num_slots, max_length, chunk_length
+        if not 1 <= num_threads <= _MOST_THREADS:
+            raise InputError(f"expected 1 to {_MOST_THREADS} threads, got {num_threads}: one for each core is best")
+        for name, value in (("num_slots", num_slots), ("max_length", max_length), ("chunk_length", chunk_length)):
+            if not 1 <= value < 2**24:
+                raise InputError(f"expected {name} >= 1, got {value}: see the guide to the native engine")
+        windows = (ctypes.c_int32 * config.num_layers)(*(window or 0 for window in config.windows))
+        c_config = _Config(
+            abi=ABI,
+            **{name: getattr(config, name) for name in _SAME_NAMES},
+            attn_softcap=config.attn_softcap or 0.0,
+            final_softcap=config.final_softcap or 0.0,
+            num_slots=num_slots,
+            max_length=max_length,
+            chunk_length=chunk_length,
+            num_threads=num_threads,
+            windows=windows,
+            kernels=kernels.encode() if kernels else None,
+        )
+        handle = ctypes.c_void_p()
+        self._check(library().gemmary_open(ctypes.byref(c_config), ctypes.byref(handle)), kernels)
+        self._handle = handle
+        self._num_threads = num_threads
+        weakref.finalize(self, library().gemmary_close, handle)
+
+    @property
+    def kernels(self) -> str:
+        """The name of the kernels in use."""
+        name: bytes = library().gemmary_kernels_used(self._handle)
+        return name.decode()
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the packed matrices."""
+        return int(library().gemmary_weight_bytes(self._handle))
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of the key-value cache of all slots."""
+        return int(library().gemmary_cache_bytes(self._handle))
+
+    def load(self, tensors: Iterable[tuple[str, Blocks]]) -> None:
+        """Pack every weight, given by its path in the weight table; reading and packing run on all threads.
+
+        Raises CheckpointError for what is missing or does not fit.
+        """
+        pieces = []
+        for path, tensor in tensors:
+            weight, layer = _place(path)
+            status = library().gemmary_declare(self._handle, weight, layer, int(tensor.kind), *tensor.shape)
+            self._check(status, path)
+            row_bytes = tensor.kind.num_bytes(tensor.shape[1:])
+            step = max(_BLOCK, _PIECE // row_bytes // _BLOCK * _BLOCK)
+            pieces += [(path, tensor, first, step) for first in range(0, tensor.shape[0], step)]
+        with ThreadPoolExecutor(self._num_threads) as pool:
+            for _ in pool.map(self._fill, pieces):
+                pass
+
+    def forward(self, chunks: Sequence[NativeChunk]) -> NDArray[np.float32]:
+        """Run the chunks and return (B, V) logits after the last token of each."""
+        logits = np.empty((len(chunks), self.config.vocab_size), np.float32)
+        ids = self._ids([chunk.ids for chunk in chunks])
+        self._check(library().gemmary_forward(self._handle, *_as_c(chunks), _address(ids), _address(logits)), chunks)
+        return logits
+
+    def score(
+        self, chunks: Sequence[NativeChunk], targets: Sequence[Sequence[int]]
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Run the chunks; the log-probability of each of their tokens' targets, and whether it is the best token."""
+        if [len(each) for each in targets] != [len(chunk.ids) for chunk in chunks]:
+            raise InputError("expected one target for each token of a chunk: give as many")
+        ids, wanted = self._ids([chunk.ids for chunk in chunks]), self._ids(targets)
+        log_probs, is_greedy = np.empty(len(ids), np.float32), np.empty(len(ids), np.bool_)
+        status = library().gemmary_score(
+            self._handle, *_as_c(chunks), _address(ids), _address(wanted), _address(log_probs), _address(is_greedy)
+        )
+        self._check(status, chunks)
+        return log_probs, is_greedy
+
+    def _fill(self, piece: tuple[str, Blocks, int, int]) -> None:
+        path, tensor, first, step = piece
+        count = min(step, tensor.shape[0] - first)
+        raw = tensor.read(first, count)
+        expected = count * tensor.kind.num_bytes(tensor.shape[1:])
+        if raw.dtype != np.uint8 or raw.ndim != 1 or raw.size != expected or not raw.flags.c_contiguous:
+            raise CheckpointError(f"expected {expected} bytes of {path}, got {raw.nbytes}: fetch the file again")
+        weight, layer = _place(path)
+        self._check(library().gemmary_fill(self._handle, weight, layer, first, count, _address(raw), raw.size), path)
+
+    def _ids(self, sequences: Iterable[Sequence[int]]) -> NDArray[np.int32]:
+        flat = np.fromiter((token for ids in sequences for token in ids), np.int64)
+        if flat.size and not (flat.min() >= 0 and flat.max() < self.config.vocab_size):
+            raise InputError(f"expected token ids in 0..{self.config.vocab_size - 1}, got {flat.min()} to {flat.max()}")
+        return flat.astype(np.int32)
+
+    def _check(self, status: int, what: object) -> None:
+        if status == 0:
+            return
+        if status == 1:
+            raise InputError(f"expected a configuration that the native engine can hold, got {self.config}")
+        if status == 2:
+            raise CheckpointError(f"expected the weights of the configuration, once each, got {what} of another kind")
+        if status == 3:
+            raise InputError(
+                f"expected chunks of distinct slots 0..{self.num_slots - 1}, of 1..{self.chunk_length} tokens that end "
+                f"by {self.max_length}, got {str(what)[:200]}"
+            )
+        if status == 4:
+            raise CheckpointError("expected every weight of the model, got some only: load all that the table lists")
+        if status == 5:
+            raise InputError(
+                f"expected memory and threads for {self.num_slots} slots of {self.max_length} tokens, the system has "
+                "no more: use fewer slots, a smaller max_length or fewer threads"
+            )
+        if status == 7:
+            raise CheckpointError(f"expected finite values in {what}, got NaN or infinity: fetch the file again")
+        names = ", ".join(kernel_sets())
+        raise InputError(f"expected kernels that were built and run on this processor ({names}), got {what!r}")
+
+
+def _place(path: str) -> tuple[int, int]:
+    """gemmary.h's number of a weight, and its layer or -1."""
+    parts = path.split(".", 2)
+    name, layer = (parts[2], int(parts[1])) if parts[0] == "layers" else (path, -1)
+    if name not in _WEIGHTS:
+        raise CheckpointError(f"expected a weight of the table, got {path!r}")
+    return _WEIGHTS.index(name), layer
+
+
+def _as_c(chunks: Sequence[NativeChunk]) -> tuple[ctypes.Array[_Chunk], int]:
+    return (_Chunk * len(chunks))(*(_Chunk(slot, start, len(ids)) for slot, start, ids in chunks)), len(chunks)
+
+
+def _address(array: NDArray[Any]) -> int:
+    return int(array.ctypes.data)

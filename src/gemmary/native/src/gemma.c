@@ -1,0 +1,279 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Gemma's forward pass. All threads walk through the same steps; the rows or blocks of each are shared among them.
+ *
+ *     ids ─► embed ─► [ x += norm(attention(norm x)), x += norm(mlp(norm x)) ] × L ─► norm ─► embedding ─► logits
+ *
+ *     step            shared by         reads                writes
+ *     rotations       tokens            positions            angles
+ *     (prepare        tokens            x                    activations: norm x as int8) twice a layer
+ *     project         blocks            activations          wide: queries | keys | values
+ *     turn            tokens            wide                 wide, the rings
+ *     attend          tiles × kv heads  wide, the rings      second
+ *     multiply        blocks            activations          second: what is added to x
+ *     gate            blocks            activations          wide: gelu(gate) * up
+ */
+#include <math.h>
+
+#include "model.h"
+
+/* y[row][blocks of w] = w times the activations, for a share of the blocks */
+void gemmary_multiply(const Kernels *k, const Matrix *w, const Activations *x, size_t rows, size_t first, size_t count,
+                      float *y, size_t stride) {
+    if (rows == 1) {
+        for (size_t b = 0; b < count; b++) k->matvec(w, first + b, x, 0, y + b * BLOCK);
+        return;
+    }
+    _Alignas(VECTOR) Panel panels[PANEL_BLOCKS];
+    for (size_t row = 0; row < rows; row++) memset(y + row * stride, 0, count * BLOCK * sizeof *y);
+    for (size_t group = 0; group < w->groups; group += PANEL_GROUPS) {
+        size_t groups = w->groups - group < PANEL_GROUPS ? w->groups - group : PANEL_GROUPS;
+        for (size_t b = 0; b < count; b++) k->unpack(w, first + b, group, groups, &panels[b]);
+        for (size_t row = 0; row < rows; row += k->tile_rows) {
+            size_t some = rows - row < k->tile_rows ? rows - row : k->tile_rows;
+            for (size_t b = 0; b < count; b++)
+                k->tile(w, &panels[b], group, groups, x, row, some, y + row * stride + b * BLOCK, stride);
+        }
+    }
+}
+
+/* The next share of a loop over blocks: few at a time when a panel holds them, more when one row is quickly done. */
+size_t gemmary_take_blocks(const Pass *p, size_t rows, size_t *first, size_t total) {
+    size_t share = total / (8 * (size_t)gemmary_team_size(p->m->team));
+    size_t count = rows > 1 ? PANEL_BLOCKS : share < 1 ? 1 : share > 32 ? 32 : share;
+    return gemmary_team_take(p->m->team, count, first, total);
+}
+
+/* The activations laid out for a matrix. */
+Activations gemmary_activations(const Room *room, const Matrix *w) {
+    Activations x = room->activations;
+    x.groups = w->groups;
+    x.columns = w->groups * GROUP;
+    return x;
+}
+
+static size_t chunk_of(const Pass *p, size_t row, size_t *before) {
+    size_t chunk = 0;
+    for (*before = 0; row >= *before + (size_t)p->chunks[chunk].length; chunk++)
+        *before += (size_t)p->chunks[chunk].length;
+    return chunk;
+}
+
+static size_t position_of(const Pass *p, size_t row, size_t *slot) {
+    size_t before, chunk = chunk_of(p, row, &before);
+    *slot = (size_t)p->chunks[chunk].slot;
+    return (size_t)p->chunks[chunk].start + row - before;
+}
+
+/* Cosines and sines of one position; angles are element-wise float32 products, as in the reference. */
+static void angles_of(const gemmary_config *c, float position, float *out) {
+    size_t half = (size_t)c->head_dim / 2;
+    for (size_t i = 0; i < half; i++) {
+        float exponent = -(float)i * (2.0f / (float)c->head_dim);
+        float local = position * powf(c->rope_base_local, exponent);
+        float global = position * (powf(c->rope_base, exponent) / c->rope_scale);
+        out[i] = cosf(local);
+        out[half + i] = sinf(local);
+        out[2 * half + i] = cosf(global);
+        out[3 * half + i] = sinf(global);
+    }
+}
+
+static void embed(const Pass *p) {
+    gemmary_model *m = p->m;
+    size_t dim = (size_t)m->config.model_dim, row, slot;
+    float root = sqrtf((float)dim);
+    while (gemmary_team_take(m->team, 1, &row, p->rows)) {
+        float *x = m->room.x + row * dim;
+        gemmary_matrix_row(&m->embedding, (size_t)p->ids[row], x);
+        for (size_t i = 0; i < dim; i++) x[i] *= root;
+        angles_of(&m->config, (float)position_of(p, row, &slot), m->room.angles + row * 2 * (size_t)m->config.head_dim);
+    }
+    gemmary_team_wait(m->team);
+}
+
+/* x += norm(second) if `adds`, or as it is without a post_norm; activations = norm(x) */
+static void prepare(const Pass *p, bool adds, const float *post_norm, const float *norm, const Matrix *next) {
+    gemmary_model *m = p->m;
+    Room *room = &m->room;
+    Activations out = gemmary_activations(room, next);
+    size_t dim = (size_t)m->config.model_dim, row;
+    while (gemmary_team_take(m->team, 1, &row, p->rows)) {
+        float *x = room->x + row * dim, *normed = room->second + row * room->width;
+        if (adds) m->kernels->norm_add(x, normed, post_norm, dim, m->config.norm_eps);
+        m->kernels->norm(normed, x, norm, dim, m->config.norm_eps);
+        m->kernels->quantize(&out, row, normed, dim);
+    }
+    gemmary_team_wait(m->team);
+}
+
+/* activations = the rows of an array */
+static void quantize(const Pass *p, const float *values, const Matrix *next) {
+    gemmary_model *m = p->m;
+    Activations out = gemmary_activations(&m->room, next);
+    size_t row;
+    while (gemmary_team_take(m->team, 1, &row, p->rows))
+        m->kernels->quantize(&out, row, values + row * m->room.width, next->columns);
+    gemmary_team_wait(m->team);
+}
+
+/* Each matrix times the activations, its rows side by side in y from a multiple of 16 on. */
+static void project(const Pass *p, const Matrix *const *matrices, size_t num_matrices, float *y) {
+    gemmary_model *m = p->m;
+    Activations x = gemmary_activations(&m->room, matrices[0]);
+    size_t total = 0, first, count;
+    for (size_t i = 0; i < num_matrices; i++) total += matrices[i]->blocks;
+    while ((count = gemmary_take_blocks(p, p->rows, &first, total))) {
+        for (size_t i = 0, start = 0; i < num_matrices; start += matrices[i++]->blocks) {
+            size_t end = start + matrices[i]->blocks, from = first > start ? first : start;
+            size_t to = first + count < end ? first + count : end;
+            if (from < to)
+                gemmary_multiply(m->kernels, matrices[i], &x, p->rows, from - start, to - from, y + from * BLOCK, m->room.width);
+        }
+    }
+    gemmary_team_wait(m->team);
+}
+
+/* Norm and rotate queries and keys by position, and put keys and values into their rings. */
+static void turn(const Pass *p, const Layer *layer) {
+    gemmary_model *m = p->m;
+    const gemmary_config *c = &m->config;
+    const Kernels *k = m->kernels;
+    size_t dim = (size_t)c->head_dim, heads = (size_t)c->num_heads, kv_heads = (size_t)c->num_kv_heads, row, slot;
+    while (gemmary_team_take(m->team, 1, &row, p->rows)) {
+        float *queries = m->room.wide + row * m->room.width, *keys = queries + layer->query.blocks * BLOCK;
+        const float *angles = m->room.angles + row * 4 * (dim / 2) + (layer->is_local ? 0 : dim);
+        for (size_t i = 0; i < heads + kv_heads; i++) {
+            float *head = i < heads ? queries + i * dim : keys + (i - heads) * dim;
+            const float *norm = i < heads ? layer->query_norm : layer->key_norm;
+            if (norm) k->norm(head, head, norm, dim, c->norm_eps);
+            k->rotate(head, angles, angles + dim / 2, dim / 2, i < heads ? c->query_scale : 1.0f);
+        }
+        size_t position = position_of(p, row, &slot);
+        gemmary_store(m, &layer->ring, slot, position, keys, keys + layer->key.blocks * BLOCK);
+    }
+    gemmary_team_wait(m->team);
+}
+
+static void attend(const Pass *p, const Layer *layer, float *own) {
+    gemmary_model *m = p->m;
+    size_t kv_heads = (size_t)m->config.num_kv_heads, width = m->room.width, task;
+    while (gemmary_team_take(m->team, 1, &task, p->num_tiles * kv_heads)) {
+        const Tile *tile = &m->room.tiles[task / kv_heads];
+        size_t start = tile->row * width;
+        gemmary_attend(m, layer, &p->chunks[tile->chunk], tile, task % kv_heads, m->room.wide + start, width,
+                       m->room.second + start, width, own);
+    }
+    gemmary_team_wait(m->team);
+}
+
+/* wide = gelu(gate) * up */
+static void gate(const Pass *p, const Layer *layer) {
+    gemmary_model *m = p->m;
+    Activations x = gemmary_activations(&m->room, &layer->gate);
+    size_t width = m->room.width, first, count;
+    while ((count = gemmary_take_blocks(p, p->rows, &first, layer->gate.blocks))) {
+        float *gates = m->room.wide + first * BLOCK, *ups = m->room.second + first * BLOCK;
+        gemmary_multiply(m->kernels, &layer->gate, &x, p->rows, first, count, gates, width);
+        gemmary_multiply(m->kernels, &layer->up, &x, p->rows, first, count, ups, width);
+        for (size_t row = 0; row < p->rows; row++)
+            m->kernels->gelu_times(gates + row * width, ups + row * width, count * BLOCK);
+    }
+    gemmary_team_wait(m->team);
+}
+
+static void layers(const Pass *p, float *own) {
+    gemmary_model *m = p->m;
+    const float *post_norm = NULL;
+    for (int32_t i = 0; i < m->config.num_layers; i++) {
+        const Layer *l = &m->layers[i];
+        prepare(p, i > 0, post_norm, l->attention_norm, &l->query);
+        project(p, (const Matrix *[]){&l->query, &l->key, &l->value}, 3, m->room.wide);
+        turn(p, l);
+        attend(p, l, own);
+        quantize(p, m->room.second, &l->output);
+        project(p, (const Matrix *[]){&l->output}, 1, m->room.second);
+        prepare(p, true, l->attention_post_norm, l->mlp_norm, &l->gate);
+        gate(p, l);
+        quantize(p, m->room.wide, &l->down);
+        project(p, (const Matrix *[]){&l->down}, 1, m->room.second);
+        post_norm = l->mlp_post_norm;
+    }
+}
+
+static void work(void *context, int thread) {
+    const Pass *p = context;
+    float *own = p->m->room.own + (size_t)thread * p->m->room.own_floats;
+    embed(p);
+    layers(p, own);
+    if (p->targets) gemmary_judge(p, own);
+    else gemmary_head(p, own);
+}
+
+/* Query rows by tiles: as many as share a block of keys well, but enough tiles for all threads. */
+static size_t make_tiles(gemmary_model *m, const gemmary_chunk *chunks, size_t num_chunks) {
+    size_t rows = 0, count = 0, before = 0, heads = m->group_heads;
+    for (size_t i = 0; i < num_chunks; i++) rows += (size_t)chunks[i].length * heads;
+    size_t share = rows * (size_t)m->config.num_kv_heads / (size_t)gemmary_team_size(m->team);
+    size_t size = share > TILE_ROWS ? TILE_ROWS : share < 1 ? 1 : share;
+    for (size_t i = 0; i < num_chunks; before += (size_t)chunks[i++].length) {
+        size_t end = (size_t)chunks[i].length * heads;
+        for (size_t first = 0; first < end; first += size)
+            m->room.tiles[count++] = (Tile){i, before, first, end - first < size ? end - first : size};
+    }
+    return count;
+}
+
+static bool are_sound(const gemmary_model *m, const gemmary_chunk *chunks, int32_t num_chunks, const int32_t *ids) {
+    if (!chunks || num_chunks < 1 || num_chunks > m->config.num_slots || !ids) return false;
+    for (int32_t i = 0; i < num_chunks; i++) {
+        const gemmary_chunk *c = &chunks[i];
+        if (c->slot < 0 || c->slot >= m->config.num_slots || c->start < 0 || c->length < 1) return false;
+        if (c->length > m->config.chunk_length || c->start > m->config.max_length - c->length) return false;
+        for (int32_t j = 0; j < i; j++)
+            if (chunks[j].slot == c->slot) return false;
+        for (int32_t t = 0; t < c->length; t++, ids++)
+            if (*ids < 0 || *ids >= m->config.vocab_size) return false;
+    }
+    return true;
+}
+
+/* Run a pass over as many chunks at a time as there is room for. */
+static void run(gemmary_model *m, Pass pass, size_t num_chunks) {
+    const gemmary_chunk *end = pass.chunks + num_chunks;
+    while (pass.chunks < end) {
+        pass.rows = pass.num_chunks = 0;
+        while (pass.chunks + pass.num_chunks < end &&
+               pass.rows + (size_t)pass.chunks[pass.num_chunks].length <= m->room.rows)
+            pass.rows += (size_t)pass.chunks[pass.num_chunks++].length;
+        pass.num_tiles = make_tiles(m, pass.chunks, pass.num_chunks);
+        gemmary_team_run(m->team, work, &pass);
+        pass.chunks += pass.num_chunks;
+        pass.ids += pass.rows;
+        if (pass.targets) {
+            pass.targets += pass.rows;
+            pass.log_probs += pass.rows;
+            pass.is_greedy += pass.rows;
+        } else {
+            pass.logits += pass.num_chunks * (size_t)m->config.vocab_size;
+        }
+    }
+}
+
+gemmary_status gemmary_forward(gemmary_model *m, const gemmary_chunk *chunks, int32_t num_chunks, const int32_t *ids,
+                               float *logits) {
+    if (!m || !logits || !are_sound(m, chunks, num_chunks, ids)) return GEMMARY_BAD_ARGUMENT;
+    if (!m->is_ready) return GEMMARY_NOT_READY;
+    run(m, (Pass){.m = m, .chunks = chunks, .ids = ids, .logits = logits}, (size_t)num_chunks);
+    return GEMMARY_OK;
+}
+
+gemmary_status gemmary_score(gemmary_model *m, const gemmary_chunk *chunks, int32_t num_chunks, const int32_t *ids,
+                             const int32_t *targets, float *log_probs, uint8_t *is_greedy) {
+    bool is_given = targets && log_probs && is_greedy;
+    if (!m || !is_given || !are_sound(m, chunks, num_chunks, ids)) return GEMMARY_BAD_ARGUMENT;
+    if (!are_sound(m, chunks, num_chunks, targets)) return GEMMARY_BAD_ARGUMENT;
+    if (!m->is_ready) return GEMMARY_NOT_READY;
+    Pass pass = {.m = m, .chunks = chunks, .ids = ids, .targets = targets, .log_probs = log_probs, .is_greedy = is_greedy};
+    run(m, pass, (size_t)num_chunks);
+    return GEMMARY_OK;
+}

@@ -1,0 +1,99 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The output head: the embedding times the last layer's output. A few blocks of rows at a time are computed into a
+ * thread's own room, then copied out as logits, or folded into what a judgement needs so that no logits are stored. */
+#include <math.h>
+
+#include "model.h"
+
+/* activations = norm(x + norm(second)) of every row, or of the last row of each chunk */
+static void finish(const Pass *p, bool last_only) {
+    gemmary_model *m = p->m;
+    Room *room = &m->room;
+    Activations out = gemmary_activations(room, &m->embedding);
+    const float *post_norm = m->layers[m->config.num_layers - 1].mlp_post_norm;
+    size_t dim = (size_t)m->config.model_dim, count = last_only ? p->num_chunks : p->rows, i;
+    while (gemmary_team_take(m->team, 1, &i, count)) {
+        size_t row = last_only ? 0 : i;
+        for (size_t chunk = 0; last_only && chunk <= i; chunk++) row += (size_t)p->chunks[chunk].length;
+        row -= last_only;
+        float *x = room->x + row * dim, *y = room->second + row * room->width;
+        m->kernels->norm_add(x, y, post_norm, dim, m->config.norm_eps);
+        m->kernels->norm(y, x, m->final_norm, dim, m->config.norm_eps);
+        m->kernels->quantize(&out, i, y, dim);
+    }
+    gemmary_team_wait(m->team);
+}
+
+/* The next blocks of logits, soft-capped, [row][64] in the thread's own room: 0 at the end. */
+static size_t next_logits(const Pass *p, size_t rows, const Activations *x, float *own, size_t *first, size_t *stride) {
+    gemmary_model *m = p->m;
+    size_t start, vocab = (size_t)m->config.vocab_size;
+    size_t count = gemmary_team_take(m->team, rows > 1 ? PANEL_BLOCKS : 4 * PANEL_BLOCKS, &start, m->embedding.blocks);
+    if (!count) return 0;
+    *stride = rows > 1 ? PANEL_BLOCKS * BLOCK : count * BLOCK;
+    *first = start * BLOCK;
+    gemmary_multiply(m->kernels, &m->embedding, x, rows, start, count, own, *stride);
+    size_t numbers = vocab - *first < count * BLOCK ? vocab - *first : count * BLOCK;
+    if (m->config.final_softcap > 0)
+        for (size_t row = 0; row < rows; row++) m->kernels->softcap(own + row * *stride, numbers, m->config.final_softcap);
+    return numbers;
+}
+
+void gemmary_head(const Pass *p, float *own) {
+    finish(p, true);
+    Activations x = gemmary_activations(&p->m->room, &p->m->embedding);
+    size_t first, count, stride, vocab = (size_t)p->m->config.vocab_size;
+    while ((count = next_logits(p, p->num_chunks, &x, own, &first, &stride)))
+        for (size_t row = 0; row < p->num_chunks; row++)
+            memcpy(p->logits + row * vocab + first, own + row * stride, count * sizeof *own);
+}
+
+typedef struct { /* what is known of one row's logits so far; sums in double, so that their order does not show */
+    double sum;       /* of exp(logit - most) */
+    float most, best; /* the largest logit, and its id (exact: V <= 2^24) */
+} Judgement;
+
+static void join(Judgement *j, float most, float best, double sum) {
+    float top = most > j->most ? most : j->most;
+    if (most > j->most || (most == j->most && best < j->best)) j->best = best;
+    j->sum = j->sum * exp((double)j->most - top) + sum * exp((double)most - top);
+    j->most = top;
+}
+
+static void fold(const Kernels *k, Judgement *j, const float *logits, size_t count, size_t first) {
+    float most = k->max(logits, count);
+    size_t best = 0;
+    while (most > j->most && logits[best] != most && best + 1 < count) best++;
+    join(j, most, (float)(first + best), k->exp_sum(logits, count, most));
+}
+
+static void conclude(const Pass *p, size_t row, Judgement *const *all, int num_threads) {
+    Judgement total = {0, -INFINITY, 0};
+    for (int t = 0; t < num_threads; t++)
+        if (all[t][row].sum > 0) join(&total, all[t][row].most, all[t][row].best, all[t][row].sum);
+    p->log_probs[row] -= total.most + (float)log(total.sum);
+    p->is_greedy[row] = (int32_t)total.best == p->targets[row];
+}
+
+static Judgement *judgements(const Room *room, const float *own) {
+    return (Judgement *)(own + room->own_floats - 4 * room->rows);
+}
+
+void gemmary_judge(const Pass *p, float *own) {
+    gemmary_model *m = p->m;
+    Activations x = gemmary_activations(&m->room, &m->embedding);
+    Judgement *mine = judgements(&m->room, own), *all[256];
+    size_t first, count, stride, row;
+    for (row = 0; row < p->rows; row++) mine[row] = (Judgement){0, -INFINITY, 0};
+    finish(p, false);
+    while ((count = next_logits(p, p->rows, &x, own, &first, &stride)))
+        for (row = 0; row < p->rows; row++) {
+            fold(m->kernels, &mine[row], own + row * stride, count, first);
+            size_t target = (size_t)p->targets[row] - first; /* wraps around below it */
+            if (target < count) p->log_probs[row] = own[row * stride + target];
+        }
+    gemmary_team_wait(m->team);
+    int threads = gemmary_team_size(m->team);
+    for (int t = 0; t < threads; t++) all[t] = judgements(&m->room, m->room.own + (size_t)t * m->room.own_floats);
+    while (gemmary_team_take(m->team, 1, &row, p->rows)) conclude(p, row, all, threads);
+}

@@ -1,0 +1,199 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * What the files of the engine share: the packed matrix, quantised activations, the table of kernels, threads.
+ *
+ * A packed matrix, by blocks of 16 rows; quad q of a group of 32 columns is columns 4q .. 4q+3:
+ *
+ *     base    [block][group]  scales of 16 rows | 4 × 64 bytes: byte 4r+j of vector i holds the upper four bits of the
+ *                             codes of row r at quads 2i (low half) and 2i+1 (high half), column j of the quad
+ *     extra   [block][group]  the lower bits of the codes, where they have more than four: 1, 2 or 4 bits each,
+ *                             quad q at bit q * bits of the byte string that byte 4r+j of the 64-byte vectors make
+ *
+ * A weight is scale * code + minimum. One vector of 64 bytes is one AVX-512 register, two of AVX2, four of NEON.
+ */
+#ifndef GEMMARY_INTERNAL_H
+#define GEMMARY_INTERNAL_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "gemmary.h"
+
+enum { BLOCK = 16, GROUP = 32, QUADS = 8, VECTOR = 64, PANEL_GROUPS = 8, PANEL_BLOCKS = 4 };
+
+typedef enum {
+    SCALE_F16,     /* 16 × f16 scales; minimum = -center * scale */
+    SCALE_F16_MIN, /* 16 × f16 scales, 16 × f16 minima */
+    SCALE_SUPER,   /* 16 × u8 s, 16 × u8 t; before every 8 groups 16 × f16 d, 16 × f16 e: scale d s, minimum -e t */
+    SCALE_HALVES,  /* 2 × 16 × i8 s, one for each 16 columns; before every 8 groups 16 × f16 d: scale d s */
+} Scaling;
+
+typedef struct {
+    uint8_t extra_bits; /* 0, 1, 2, 4 below the upper four */
+    uint8_t scaling;
+    uint8_t center;      /* the code that means 0, where there is no minimum */
+    uint8_t scale_bytes; /* of a group of 16 rows */
+    uint8_t super_bytes; /* before every 8 groups of 16 rows */
+} Packing;
+
+typedef struct {
+    Packing packing;
+    gemmary_type type;    /* of the bytes given */
+    size_t rows, columns; /* as declared */
+    size_t blocks, groups;
+    size_t base_stride, extra_stride; /* bytes of a block */
+    uint8_t *base, *extra;
+    bool is_declared;
+} Matrix;
+
+typedef struct { /* int8 activations, a scale for every 32 */
+    size_t columns, groups;
+    int8_t *codes;  /* [row][columns] */
+    float *scales;  /* [row][groups] */
+    float *sums;    /* [row][groups]      scale * sum of the codes */
+    float *halves;  /* [row][groups][2]   the same for each 16 */
+} Activations;
+
+typedef struct { /* 16 rows of some groups, one byte a code */
+    uint8_t codes[PANEL_GROUPS][2 * QUADS * VECTOR]; /* the second half only where a kernel splits codes in two */
+    float scales[PANEL_GROUPS][2][BLOCK];            /* [1] only with SCALE_HALVES */
+    float minima[PANEL_GROUPS][2][BLOCK];
+} Panel;
+
+typedef struct {
+    const char *name;
+    bool (*runs_here)(void);
+    size_t tile_rows;
+    /* y[16] = 16 rows of w times one row of x */
+    void (*matvec)(const Matrix *w, size_t block, const Activations *x, size_t row, float *y);
+    /* panel = groups [group, group + count) of a block; group and PANEL_GROUPS divide */
+    void (*unpack)(const Matrix *w, size_t block, size_t group, size_t count, Panel *panel);
+    /* y[t * stride + 0..15] += panel times rows [row, row + num_rows) of x at those groups; num_rows <= tile_rows */
+    void (*tile)(const Matrix *w, const Panel *panel, size_t group, size_t count, const Activations *x, size_t row,
+                 size_t num_rows, float *y, size_t stride);
+    /* c[m][16] (+)= a[m][k] * b[k][16], b in bfloat16; ldc and lda in elements, rows of b follow each other */
+    void (*mix)(float *c, size_t ldc, const float *a, size_t lda, const uint16_t *b, size_t m, size_t k, bool adds);
+    /* row operations on n numbers */
+    void (*norm)(float *out, const float *x, const float *scale, size_t n, float eps);
+    void (*norm_add)(float *x, const float *y, const float *scale, size_t n, float eps); /* scale may be NULL: x += y */
+    void (*quantize)(const Activations *x, size_t row, const float *values, size_t n);
+    void (*gelu_times)(float *gate, const float *up, size_t n);
+    void (*rotate)(float *head, const float *cosines, const float *sines, size_t half, float scale);
+    float (*softmax)(float *scores, size_t n, float cap); /* exponentials in place, returns their sum */
+    void (*softcap)(float *x, size_t n, float cap);
+    double (*exp_sum)(const float *x, size_t n, float max);
+    float (*max)(const float *x, size_t n);
+} Kernels;
+
+extern const Kernels gemmary_portable, gemmary_avx2, gemmary_avx512, gemmary_neon;
+const Kernels *gemmary_find_kernels(const char *name); /* NULL finds the best; returns NULL when there is none */
+
+/* weights.c */
+bool gemmary_matrix_make(Matrix *m, gemmary_type type, size_t rows, size_t columns);
+size_t gemmary_row_bytes(gemmary_type type, size_t columns);
+bool gemmary_matrix_fill(const Matrix *m, size_t first, size_t rows, const uint8_t *bytes); /* false: not finite */
+void gemmary_matrix_row(const Matrix *m, size_t row, float *out);
+size_t gemmary_matrix_bytes(const Matrix *m);
+
+/* memory.c */
+void *gemmary_pages(size_t bytes); /* zeroed, in huge pages where that helps; NULL when there is no memory */
+void gemmary_pages_free(void *pages, size_t bytes);
+
+/* threads.c */
+typedef struct Team Team;
+typedef void Work(void *context, int thread);
+Team *gemmary_team_open(int num_threads);
+void gemmary_team_close(Team *team);
+int gemmary_team_size(const Team *team);
+void gemmary_team_run(Team *team, Work *work, void *context); /* the caller is thread 0 */
+void gemmary_team_wait(Team *team);                           /* until all threads of a run are here */
+size_t gemmary_team_take(Team *team, size_t count, size_t *index, size_t total); /* next share of a loop, 0 at its end */
+
+#if defined(__clang__)
+#define UNROLL _Pragma("unroll")
+#elif defined(__GNUC__)
+#define UNROLL _Pragma("GCC unroll 16") /* loops of a few steps over registers: an array of them must not be memory */
+#else
+#define UNROLL
+#endif
+
+static inline float from_f16(uint16_t h) {
+    uint32_t sign = (uint32_t)(h & 0x8000) << 16, rest = h & 0x7fff, bits;
+    if (rest < 0x400) { /* zero or subnormal: rest * 2^-24 */
+        float value = (float)rest * 0x1p-24f;
+        memcpy(&bits, &value, 4);
+        bits |= sign;
+    } else {
+        bits = sign | (rest >= 0x7c00 ? 0x7f800000 | (rest & 0x3ff) << 13 : (rest << 13) + ((127 - 15) << 23));
+    }
+    float out;
+    memcpy(&out, &bits, 4);
+    return out;
+}
+
+static inline uint16_t to_bf16(float x) { /* to the nearest, halves to even */
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+static inline float from_bf16(uint16_t h) {
+    uint32_t bits = (uint32_t)h << 16;
+    float out;
+    memcpy(&out, &bits, 4);
+    return out;
+}
+
+static inline const uint8_t *matrix_group(const Matrix *m, size_t block, size_t group) {
+    return m->base + block * m->base_stride + group * (m->packing.scale_bytes + 4 * VECTOR) +
+           (group / 8 + 1) * m->packing.super_bytes;
+}
+
+static inline const uint8_t *matrix_super(const Matrix *m, size_t block, size_t group) {
+    return matrix_group(m, block, group / 8 * 8) - m->packing.super_bytes;
+}
+
+static inline const uint8_t *matrix_extra(const Matrix *m, size_t block, size_t group) {
+    return m->extra + block * m->extra_stride + group * m->packing.extra_bits * VECTOR;
+}
+
+/* Code of row r at column k of a group. */
+static inline unsigned packed_code(const uint8_t *base, const uint8_t *extra, size_t bits, size_t r, size_t k) {
+    size_t quad = k / 4, byte = 4 * r + k % 4;
+    unsigned code = base[quad / 2 * VECTOR + byte] >> (quad % 2 * 4) & 15;
+    if (!bits) return code;
+    return code << bits | (extra[quad * bits / 8 * VECTOR + byte] >> (quad * bits % 8) & ((1u << bits) - 1));
+}
+
+/* Scales and minima of the 16 rows of a group; [1] is of the second half of its columns, with SCALE_HALVES only. */
+static inline void matrix_scales(const Matrix *m, size_t block, size_t group, float scales[2][BLOCK],
+                                 float minima[2][BLOCK]) {
+    const uint8_t *at = matrix_group(m, block, group), *super = matrix_super(m, block, group);
+    uint16_t d[BLOCK], e[BLOCK];
+    bool is_plain = m->packing.scaling == SCALE_F16 || m->packing.scaling == SCALE_F16_MIN;
+    bool has_min = m->packing.scaling == SCALE_SUPER || m->packing.scaling == SCALE_F16_MIN;
+    memcpy(d, is_plain ? at : super, sizeof d);
+    if (has_min) memcpy(e, (is_plain ? at : super) + 32, sizeof e);
+    for (size_t r = 0; r < BLOCK; r++) {
+        float scale = from_f16(d[r]), center = -(float)m->packing.center;
+        switch (m->packing.scaling) {
+        case SCALE_F16:
+        case SCALE_F16_MIN:
+            scales[0][r] = scale;
+            minima[0][r] = has_min ? from_f16(e[r]) : center * scale;
+            break;
+        case SCALE_SUPER:
+            scales[0][r] = scale * at[r];
+            minima[0][r] = -from_f16(e[r]) * at[BLOCK + r];
+            break;
+        default:
+            for (size_t half = 0; half < 2; half++) {
+                scales[half][r] = scale * (int8_t)at[half * BLOCK + r];
+                minima[half][r] = center * scales[half][r];
+            }
+        }
+    }
+}
+
+#endif

@@ -1,0 +1,282 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Kernels for x86 with AVX2: products of unsigned codes and signed activations are summed in pairs to 16 bits, and as
+ * many pairs as cannot overflow are added there before they are widened:
+ *
+ *     bits of a code   pair at most         pairs that fit
+ *     4                2 * 15 * 127         8, a whole group
+ *     5                2 * 31 * 127         4
+ *     6                2 * 63 * 127         2
+ *     8                as two codes of 4 bits, the upper one times 16
+ */
+#include <immintrin.h>
+
+#include "rows.h"
+
+#define INLINE static inline __attribute__((always_inline))
+
+typedef __m256i Ints;
+typedef __m256 Floats;
+
+enum { TILE = 4 };
+
+static bool runs_here(void) {
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
+
+INLINE Ints load(const void *p) { return _mm256_loadu_si256(p); }
+
+INLINE Ints quad(const int8_t *a) { /* four activations, in every lane */
+    int32_t four;
+    memcpy(&four, a, 4);
+    return _mm256_set1_epi32(four);
+}
+
+INLINE Ints widened(Ints pairs, int times) { return _mm256_madd_epi16(pairs, _mm256_set1_epi16((short)times)); }
+
+/* pairs += codes of 2 × 8 rows times four activations. Written out, because compilers would make the products of a
+ * whole group before they add the first, and have no registers to keep them in. */
+INLINE void add_products(Ints pairs[2], Ints left, Ints right, const int8_t *a) {
+    Ints four, products;
+    __asm__("vpbroadcastd %6, %2\n\t"
+            "vpmaddubsw %2, %4, %3\n\t"
+            "vpaddw %3, %0, %0\n\t"
+            "vpmaddubsw %2, %5, %2\n\t"
+            "vpaddw %2, %1, %1"
+            : "+x"(pairs[0]), "+x"(pairs[1]), "=&x"(four), "=&x"(products)
+            : "x"(left), "x"(right), "m"(*(const int8_t(*)[4])a));
+}
+
+INLINE int fitting(int bits) { return bits == 1 ? 4 : bits == 2 ? 2 : 8; }
+
+/* The codes of eight rows at quads 2i and 2i + 1; of 8-bit codes the upper half. */
+INLINE void codes_at(const uint8_t *base, const uint8_t *extra, int bits, int i, Ints out[2]) {
+    const Ints low = _mm256_set1_epi8(15);
+    Ints v = load(base + i * VECTOR);
+    out[0] = _mm256_and_si256(v, low);
+    out[1] = _mm256_and_si256(_mm256_srli_epi16(v, 4), low);
+    UNROLL for (int j = 0; j < 2 && (bits == 1 || bits == 2); j++) {
+        int at = (2 * i + j) * bits;
+        Ints rest = _mm256_srli_epi16(load(extra + at / 8 * VECTOR), at % 8);
+        rest = _mm256_and_si256(rest, _mm256_set1_epi8((char)((1 << bits) - 1)));
+        out[j] = _mm256_or_si256(_mm256_slli_epi16(out[j], bits), rest);
+    }
+}
+
+/* Sums over `quads` quads from 2 * first of the codes of eight rows times activations. */
+INLINE Ints dot(const uint8_t *base, const uint8_t *extra, int bits, int first, int quads, const int8_t *a, int times) {
+    Ints total = _mm256_setzero_si256(), pairs = total, codes[2];
+    UNROLL for (int q = 0; q < quads; q++) {
+        if (q % 2 == 0) codes_at(base, extra, bits, first + q / 2, codes);
+        Ints products = _mm256_maddubs_epi16(codes[q % 2], quad(a + 8 * first + 4 * q));
+        bool is_first = q % fitting(bits) == 0;
+        pairs = is_first ? products : _mm256_add_epi16(pairs, products);
+        if ((q + 1) % fitting(bits) == 0 || q + 1 == quads) {
+            Ints wide = widened(pairs, times);
+            total = q < fitting(bits) ? wide : _mm256_add_epi32(total, wide);
+        }
+    }
+    return total;
+}
+
+INLINE Floats halves_at(const uint8_t *at) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)at)); }
+
+INLINE Floats bytes_at(const uint8_t *at, bool is_signed) {
+    __m128i eight = _mm_loadl_epi64((const __m128i *)at);
+    return _mm256_cvtepi32_ps(is_signed ? _mm256_cvtepi8_epi32(eight) : _mm256_cvtepu8_epi32(eight));
+}
+
+/* Scales and minima of eight rows; [1] is of the second half of the columns, with SCALE_HALVES only. */
+INLINE void scales_at(const uint8_t *at, const uint8_t *super, int scaling, float center, int h, Floats scales[2],
+                      Floats minima[2]) {
+    const Floats down = _mm256_set1_ps(-center);
+    if (scaling == SCALE_SUPER) {
+        scales[0] = _mm256_mul_ps(halves_at(super + 16 * h), bytes_at(at + 8 * h, false));
+        Floats e = _mm256_mul_ps(halves_at(super + 32 + 16 * h), bytes_at(at + 16 + 8 * h, false));
+        minima[0] = _mm256_sub_ps(_mm256_setzero_ps(), e);
+    } else if (scaling == SCALE_HALVES) {
+        Floats d = halves_at(super + 16 * h);
+        UNROLL for (int half = 0; half < 2; half++) {
+            scales[half] = _mm256_mul_ps(d, bytes_at(at + 16 * half + 8 * h, true));
+            minima[half] = _mm256_mul_ps(scales[half], down);
+        }
+    } else {
+        scales[0] = halves_at(at + 16 * h);
+        minima[0] = scaling == SCALE_F16_MIN ? halves_at(at + 32 + 16 * h) : _mm256_mul_ps(scales[0], down);
+    }
+}
+
+INLINE Floats added(Floats y, Ints sums, Floats scale, Floats minimum, float a_scale, float a_sum) {
+    y = _mm256_fmadd_ps(_mm256_mul_ps(scale, _mm256_set1_ps(a_scale)), _mm256_cvtepi32_ps(sums), y);
+    return _mm256_fmadd_ps(minimum, _mm256_set1_ps(a_sum), y);
+}
+
+INLINE void matvec_of(const Matrix *w, size_t block, const Activations *x, size_t row, float *y, int bits, int scaling) {
+    const int8_t *a = x->codes + row * x->columns;
+    const float *a_scales = x->scales + row * x->groups, *a_sums = x->sums + row * x->groups;
+    const float *a_halves = x->halves + 2 * row * x->groups;
+    const uint8_t *super = matrix_super(w, block, 0), *extra = bits ? matrix_extra(w, block, 0) : super;
+    const uint8_t *at = super;
+    const size_t scale_bytes = scaling == SCALE_F16_MIN ? 64 : 32;
+    Floats sums[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()}, scales[2], minima[2];
+    for (size_t g = 0; g < w->groups; g++, at += scale_bytes + 4 * VECTOR, extra += bits * VECTOR, a += GROUP) {
+        if (g % 8 == 0) {
+            super = at;
+            at += w->packing.super_bytes;
+        }
+        UNROLL for (int h = 0; h < 2; h++) {
+            const uint8_t *base = at + scale_bytes + 32 * h, *rest = extra + 32 * h;
+            scales_at(at, super, scaling, w->packing.center, h, scales, minima);
+            if (scaling == SCALE_HALVES) {
+                UNROLL for (int half = 0; half < 2; half++)
+                    sums[h] = added(sums[h], dot(base, rest, bits, 2 * half, 4, a, 1), scales[half], minima[half],
+                                    a_scales[g], a_halves[2 * g + half]);
+                continue;
+            }
+            Ints dots = dot(base, rest, bits, 0, QUADS, a, bits == 4 ? 16 : 1);
+            if (bits == 4) dots = _mm256_add_epi32(dots, dot(rest, rest, 0, 0, QUADS, a, 1));
+            sums[h] = added(sums[h], dots, scales[0], minima[0], a_scales[g], a_sums[g]);
+        }
+    }
+    UNROLL for (int h = 0; h < 2; h++) _mm256_storeu_ps(y + 8 * h, sums[h]);
+}
+
+static void matvec(const Matrix *w, size_t block, const Activations *x, size_t row, float *y) {
+    switch (w->packing.scaling * 8 + w->packing.extra_bits) {
+    case SCALE_F16 * 8 + 0: matvec_of(w, block, x, row, y, 0, SCALE_F16); break;
+    case SCALE_F16 * 8 + 1: matvec_of(w, block, x, row, y, 1, SCALE_F16); break;
+    case SCALE_F16 * 8 + 4: matvec_of(w, block, x, row, y, 4, SCALE_F16); break;
+    case SCALE_F16_MIN * 8 + 0: matvec_of(w, block, x, row, y, 0, SCALE_F16_MIN); break;
+    case SCALE_F16_MIN * 8 + 1: matvec_of(w, block, x, row, y, 1, SCALE_F16_MIN); break;
+    case SCALE_SUPER * 8 + 0: matvec_of(w, block, x, row, y, 0, SCALE_SUPER); break;
+    case SCALE_SUPER * 8 + 1: matvec_of(w, block, x, row, y, 1, SCALE_SUPER); break;
+    default: matvec_of(w, block, x, row, y, 2, SCALE_HALVES);
+    }
+}
+
+INLINE void unpack_of(const Matrix *w, size_t block, size_t group, size_t count, Panel *panel, int bits) {
+    for (size_t g = 0; g < count; g++) {
+        const uint8_t *at = matrix_group(w, block, group + g), *super = matrix_super(w, block, group + g);
+        const uint8_t *base = at + w->packing.scale_bytes, *extra = bits ? matrix_extra(w, block, group + g) : at;
+        uint8_t *to = panel->codes[g];
+        Ints codes[2];
+        UNROLL for (int i = 0; i < 4; i++)
+            UNROLL for (int h = 0; h < 2; h++) {
+                codes_at(base + 32 * h, extra + 32 * h, bits, i, codes);
+                UNROLL for (int j = 0; j < 2; j++) _mm256_store_si256((Ints *)(to + (2 * i + j) * VECTOR + 32 * h), codes[j]);
+                if (bits != 4) continue;
+                codes_at(extra + 32 * h, extra, 0, i, codes);
+                UNROLL for (int j = 0; j < 2; j++)
+                    _mm256_store_si256((Ints *)(to + (QUADS + 2 * i + j) * VECTOR + 32 * h), codes[j]);
+            }
+        UNROLL for (int h = 0; h < 2; h++) {
+            Floats scales[2], minima[2];
+            scales_at(at, super, w->packing.scaling, w->packing.center, h, scales, minima);
+            UNROLL for (int half = 0; half < (bits == 2 ? 2 : 1); half++) {
+                _mm256_store_ps(panel->scales[g][half] + 8 * h, scales[half]);
+                _mm256_store_ps(panel->minima[g][half] + 8 * h, minima[half]);
+            }
+        }
+    }
+}
+
+static void unpack(const Matrix *w, size_t block, size_t group, size_t count, Panel *panel) {
+    switch (w->packing.extra_bits) {
+    case 0: unpack_of(w, block, group, count, panel, 0); break;
+    case 1: unpack_of(w, block, group, count, panel, 1); break;
+    case 2: unpack_of(w, block, group, count, panel, 2); break;
+    default: unpack_of(w, block, group, count, panel, 4);
+    }
+}
+
+/* sums[t][h] += unpacked codes of 16 rows times activations of T tokens */
+INLINE void dots(const uint8_t *codes, const int8_t *a, size_t lda, int tokens, int quads, int fit, int times,
+                 Ints sums[TILE][2]) {
+    for (int from = 0; from < quads; from += fit) {
+        Ints pairs[TILE][2] = {0};
+        UNROLL for (int q = from; q < from + fit; q++) {
+            Ints left = load(codes + q * VECTOR), right = load(codes + q * VECTOR + 32);
+            UNROLL for (int t = 0; t < tokens; t++) add_products(pairs[t], left, right, a + t * lda + 4 * q);
+        }
+        UNROLL for (int t = 0; t < tokens; t++)
+            UNROLL for (int h = 0; h < 2; h++) sums[t][h] = _mm256_add_epi32(sums[t][h], widened(pairs[t][h], times));
+    }
+}
+
+INLINE void tile_of(const Panel *panel, size_t group, size_t count, const Activations *x, size_t row, float *y,
+                    size_t stride, int tokens, int bits) {
+    const int8_t *a = x->codes + row * x->columns + group * GROUP;
+    const int parts = bits == 2 ? 2 : 1, quads = QUADS / parts, fit = fitting(bits);
+    for (size_t g = 0; g < count; g++, a += GROUP) {
+        UNROLL for (int part = 0; part < parts; part++) {
+            Ints sums[TILE][2] = {0};
+            dots(panel->codes[g] + part * quads * VECTOR, a + part * 16, x->columns, tokens, quads, fit,
+                 bits == 4 ? 16 : 1, sums);
+            if (bits == 4) dots(panel->codes[g] + QUADS * VECTOR, a, x->columns, tokens, quads, fit, 1, sums);
+            UNROLL for (int t = 0; t < tokens; t++) {
+                size_t at = (row + (size_t)t) * x->groups + group + g;
+                float a_scale = x->scales[at], a_sum = bits == 2 ? x->halves[2 * at + (size_t)part] : x->sums[at];
+                UNROLL for (int h = 0; h < 2; h++) {
+                    Floats scale = _mm256_load_ps(panel->scales[g][part] + 8 * h);
+                    Floats minimum = _mm256_load_ps(panel->minima[g][part] + 8 * h);
+                    float *to = y + (size_t)t * stride + 8 * h;
+                    _mm256_storeu_ps(to, added(_mm256_loadu_ps(to), sums[t][h], scale, minimum, a_scale, a_sum));
+                }
+            }
+        }
+    }
+}
+
+INLINE void tile_bits(const Matrix *w, const Panel *panel, size_t group, size_t count, const Activations *x, size_t row,
+                      float *y, size_t stride, int tokens) {
+    switch (w->packing.extra_bits) {
+    case 0: tile_of(panel, group, count, x, row, y, stride, tokens, 0); break;
+    case 1: tile_of(panel, group, count, x, row, y, stride, tokens, 1); break;
+    case 2: tile_of(panel, group, count, x, row, y, stride, tokens, 2); break;
+    default: tile_of(panel, group, count, x, row, y, stride, tokens, 4);
+    }
+}
+
+static void tile(const Matrix *w, const Panel *panel, size_t group, size_t count, const Activations *x, size_t row,
+                 size_t num_rows, float *y, size_t stride) {
+    switch (num_rows) {
+    case 1: tile_bits(w, panel, group, count, x, row, y, stride, 1); break;
+    case 2: tile_bits(w, panel, group, count, x, row, y, stride, 2); break;
+    case 3: tile_bits(w, panel, group, count, x, row, y, stride, 3); break;
+    default: tile_bits(w, panel, group, count, x, row, y, stride, 4);
+    }
+}
+
+INLINE Floats wide(const uint16_t *b) { /* eight bfloat16 */
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)b)), 16));
+}
+
+INLINE void mix_of(float *c, size_t ldc, const float *a, size_t lda, const uint16_t *b, int m, size_t k, bool adds) {
+    Floats sums[6][2];
+    UNROLL for (int i = 0; i < m; i++)
+        UNROLL for (int h = 0; h < 2; h++) sums[i][h] = adds ? _mm256_loadu_ps(c + i * ldc + 8 * h) : _mm256_setzero_ps();
+    for (size_t j = 0; j < k; j++) {
+        Floats left = wide(b + j * BLOCK), right = wide(b + j * BLOCK + 8);
+        UNROLL for (int i = 0; i < m; i++) {
+            Floats one = _mm256_broadcast_ss(a + i * lda + j);
+            sums[i][0] = _mm256_fmadd_ps(one, left, sums[i][0]);
+            sums[i][1] = _mm256_fmadd_ps(one, right, sums[i][1]);
+        }
+    }
+    UNROLL for (int i = 0; i < m; i++)
+        UNROLL for (int h = 0; h < 2; h++) _mm256_storeu_ps(c + i * ldc + 8 * h, sums[i][h]);
+}
+
+static void mix(float *c, size_t ldc, const float *a, size_t lda, const uint16_t *b, size_t m, size_t k, bool adds) {
+    for (; m >= 6; m -= 6, c += 6 * ldc, a += 6 * lda) mix_of(c, ldc, a, lda, b, 6, k, adds);
+    switch (m) {
+    case 1: mix_of(c, ldc, a, lda, b, 1, k, adds); break;
+    case 2: mix_of(c, ldc, a, lda, b, 2, k, adds); break;
+    case 3: mix_of(c, ldc, a, lda, b, 3, k, adds); break;
+    case 4: mix_of(c, ldc, a, lda, b, 4, k, adds); break;
+    case 5: mix_of(c, ldc, a, lda, b, 5, k, adds); break;
+    default: break;
+    }
+}
+
+const Kernels gemmary_avx2 = {
+    .name = "avx2", .runs_here = runs_here, .tile_rows = TILE, .matvec = matvec, .unpack = unpack, .tile = tile, .mix = mix, ROW_KERNELS};

@@ -1,0 +1,238 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Kernels for x86 with AVX-512 and VNNI: one register holds four codes of each of 16 rows, one instruction multiplies
+ * them by four activations and adds. */
+#include <immintrin.h>
+
+#include "rows.h"
+
+#define INLINE static inline __attribute__((always_inline))
+
+typedef __m512i Ints;
+typedef __m512 Floats;
+
+enum { TOKENS = 8 };
+
+static bool runs_here(void) {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vnni");
+}
+
+INLINE Ints load(const void *p) { return _mm512_loadu_si512(p); }
+
+INLINE Ints quad(const int8_t *a) { /* four activations, in every lane */
+    int32_t four;
+    memcpy(&four, a, 4);
+    return _mm512_set1_epi32(four);
+}
+
+/* The codes of 16 rows at quads 2i and 2i + 1. */
+INLINE void codes_at(const uint8_t *base, const uint8_t *extra, int bits, int i, Ints out[2]) {
+    const Ints low = _mm512_set1_epi8(15);
+    Ints v = load(base + i * VECTOR);
+    if (bits == 4) {
+        Ints rest = load(extra + i * VECTOR), high = _mm512_set1_epi8((char)0xf0);
+        out[0] = _mm512_or_si512(_mm512_and_si512(_mm512_slli_epi16(v, 4), high), _mm512_and_si512(rest, low));
+        out[1] = _mm512_or_si512(_mm512_and_si512(v, high), _mm512_and_si512(_mm512_srli_epi16(rest, 4), low));
+        return;
+    }
+    out[0] = _mm512_and_si512(v, low);
+    out[1] = _mm512_and_si512(_mm512_srli_epi16(v, 4), low);
+    UNROLL for (int j = 0; j < 2; j++) {
+        if (!bits) continue;
+        int at = (2 * i + j) * bits;
+        Ints rest = _mm512_srli_epi16(load(extra + at / 8 * VECTOR), (unsigned)at % 8);
+        rest = _mm512_and_si512(rest, _mm512_set1_epi8((char)((1 << bits) - 1)));
+        out[j] = _mm512_or_si512(_mm512_slli_epi16(out[j], (unsigned)bits), rest);
+    }
+}
+
+/* Sums over `quads` quads from 2 * first of the codes of 16 rows times activations. */
+INLINE Ints dot(const uint8_t *base, const uint8_t *extra, int bits, int first, int quads, const int8_t *a) {
+    Ints even = _mm512_setzero_si512(), odd = even, codes[2];
+    UNROLL for (int i = first; i < first + quads / 2; i++) {
+        codes_at(base, extra, bits, i, codes);
+        even = _mm512_dpbusd_epi32(even, codes[0], quad(a + 8 * i));
+        odd = _mm512_dpbusd_epi32(odd, codes[1], quad(a + 8 * i + 4));
+    }
+    return _mm512_add_epi32(even, odd);
+}
+
+INLINE Floats halves_at(const uint8_t *at) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)at)); }
+
+INLINE Floats bytes_at(const uint8_t *at, bool is_signed) {
+    __m128i bytes = _mm_loadu_si128((const __m128i *)at);
+    return _mm512_cvtepi32_ps(is_signed ? _mm512_cvtepi8_epi32(bytes) : _mm512_cvtepu8_epi32(bytes));
+}
+
+/* Scales and minima of 16 rows; [1] is of the second half of the columns, with SCALE_HALVES only. */
+INLINE void scales_at(const uint8_t *at, const uint8_t *super, int scaling, float center, Floats scales[2],
+                      Floats minima[2]) {
+    const Floats down = _mm512_set1_ps(-center);
+    if (scaling == SCALE_SUPER) {
+        scales[0] = _mm512_mul_ps(halves_at(super), bytes_at(at, false));
+        minima[0] = _mm512_mul_ps(_mm512_mul_ps(halves_at(super + 32), bytes_at(at + 16, false)), _mm512_set1_ps(-1));
+    } else if (scaling == SCALE_HALVES) {
+        UNROLL for (int half = 0; half < 2; half++) {
+            scales[half] = _mm512_mul_ps(halves_at(super), bytes_at(at + 16 * half, true));
+            minima[half] = _mm512_mul_ps(scales[half], down);
+        }
+    } else {
+        scales[0] = halves_at(at);
+        minima[0] = scaling == SCALE_F16_MIN ? halves_at(at + 32) : _mm512_mul_ps(scales[0], down);
+    }
+}
+
+INLINE Floats added(Floats y, Ints sums, Floats scale, Floats minimum, float a_scale, float a_sum) {
+    y = _mm512_fmadd_ps(_mm512_mul_ps(scale, _mm512_set1_ps(a_scale)), _mm512_cvtepi32_ps(sums), y);
+    return _mm512_fmadd_ps(minimum, _mm512_set1_ps(a_sum), y);
+}
+
+INLINE void matvec_of(const Matrix *w, size_t block, const Activations *x, size_t row, float *y, int bits, int scaling) {
+    const int8_t *a = x->codes + row * x->columns;
+    const float *a_scales = x->scales + row * x->groups, *a_sums = x->sums + row * x->groups;
+    const float *a_halves = x->halves + 2 * row * x->groups;
+    const uint8_t *super = matrix_super(w, block, 0), *extra = bits ? matrix_extra(w, block, 0) : super;
+    const uint8_t *at = super;
+    const size_t scale_bytes = scaling == SCALE_F16_MIN ? 64 : 32;
+    Floats sum = _mm512_setzero_ps(), scales[2], minima[2];
+    for (size_t g = 0; g < w->groups; g++, at += scale_bytes + 4 * VECTOR, extra += bits * VECTOR, a += GROUP) {
+        if (g % 8 == 0) {
+            super = at;
+            at += w->packing.super_bytes;
+        }
+        const uint8_t *base = at + scale_bytes;
+        scales_at(at, super, scaling, w->packing.center, scales, minima);
+        if (scaling == SCALE_HALVES) {
+            UNROLL for (int half = 0; half < 2; half++)
+                sum = added(sum, dot(base, extra, bits, 2 * half, 4, a), scales[half], minima[half], a_scales[g],
+                            a_halves[2 * g + (size_t)half]);
+        } else {
+            sum = added(sum, dot(base, extra, bits, 0, QUADS, a), scales[0], minima[0], a_scales[g], a_sums[g]);
+        }
+    }
+    _mm512_storeu_ps(y, sum);
+}
+
+static void matvec(const Matrix *w, size_t block, const Activations *x, size_t row, float *y) {
+    switch (w->packing.scaling * 8 + w->packing.extra_bits) {
+    case SCALE_F16 * 8 + 0: matvec_of(w, block, x, row, y, 0, SCALE_F16); break;
+    case SCALE_F16 * 8 + 1: matvec_of(w, block, x, row, y, 1, SCALE_F16); break;
+    case SCALE_F16 * 8 + 4: matvec_of(w, block, x, row, y, 4, SCALE_F16); break;
+    case SCALE_F16_MIN * 8 + 0: matvec_of(w, block, x, row, y, 0, SCALE_F16_MIN); break;
+    case SCALE_F16_MIN * 8 + 1: matvec_of(w, block, x, row, y, 1, SCALE_F16_MIN); break;
+    case SCALE_SUPER * 8 + 0: matvec_of(w, block, x, row, y, 0, SCALE_SUPER); break;
+    case SCALE_SUPER * 8 + 1: matvec_of(w, block, x, row, y, 1, SCALE_SUPER); break;
+    default: matvec_of(w, block, x, row, y, 2, SCALE_HALVES);
+    }
+}
+
+INLINE void unpack_of(const Matrix *w, size_t block, size_t group, size_t count, Panel *panel, int bits) {
+    for (size_t g = 0; g < count; g++) {
+        const uint8_t *at = matrix_group(w, block, group + g), *super = matrix_super(w, block, group + g);
+        const uint8_t *base = at + w->packing.scale_bytes, *extra = bits ? matrix_extra(w, block, group + g) : at;
+        Ints codes[2];
+        UNROLL for (int i = 0; i < 4; i++) {
+            codes_at(base, extra, bits, i, codes);
+            _mm512_store_si512(panel->codes[g] + 2 * i * VECTOR, codes[0]);
+            _mm512_store_si512(panel->codes[g] + (2 * i + 1) * VECTOR, codes[1]);
+        }
+        Floats scales[2] = {0}, minima[2] = {0};
+        scales_at(at, super, w->packing.scaling, w->packing.center, scales, minima);
+        UNROLL for (int half = 0; half < 2; half++) {
+            _mm512_store_ps(panel->scales[g][half], scales[half]);
+            _mm512_store_ps(panel->minima[g][half], minima[half]);
+        }
+    }
+}
+
+static void unpack(const Matrix *w, size_t block, size_t group, size_t count, Panel *panel) {
+    switch (w->packing.extra_bits) {
+    case 0: unpack_of(w, block, group, count, panel, 0); break;
+    case 1: unpack_of(w, block, group, count, panel, 1); break;
+    case 2: unpack_of(w, block, group, count, panel, 2); break;
+    default: unpack_of(w, block, group, count, panel, 4);
+    }
+}
+
+/* `parts` of a group have scales of their own. */
+INLINE void tile_of(const Panel *panel, size_t group, size_t count, const Activations *x, size_t row, float *y,
+                    size_t stride, int tokens, int parts) {
+    const int8_t *a = x->codes + row * x->columns + group * GROUP;
+    const int quads = QUADS / parts;
+    Floats sums[TOKENS];
+    UNROLL for (int t = 0; t < tokens; t++) sums[t] = _mm512_loadu_ps(y + (size_t)t * stride);
+    for (size_t g = 0; g < count; g++, a += GROUP) {
+        for (int part = 0; part < parts; part++) {
+            Ints dots[TOKENS] = {0};
+            UNROLL for (int q = part * quads; q < (part + 1) * quads; q++) {
+                Ints codes = load(panel->codes[g] + q * VECTOR);
+                UNROLL for (int t = 0; t < tokens; t++)
+                    dots[t] = _mm512_dpbusd_epi32(dots[t], codes, quad(a + (size_t)t * x->columns + 4 * q));
+            }
+            Floats scale = _mm512_load_ps(panel->scales[g][part]), minimum = _mm512_load_ps(panel->minima[g][part]);
+            UNROLL for (int t = 0; t < tokens; t++) {
+                size_t at = (row + (size_t)t) * x->groups + group + g;
+                float a_sum = parts == 2 ? x->halves[2 * at + (size_t)part] : x->sums[at];
+                sums[t] = added(sums[t], dots[t], scale, minimum, x->scales[at], a_sum);
+            }
+        }
+    }
+    UNROLL for (int t = 0; t < tokens; t++) _mm512_storeu_ps(y + (size_t)t * stride, sums[t]);
+}
+
+static void tile(const Matrix *w, const Panel *panel, size_t group, size_t count, const Activations *x, size_t row,
+                 size_t num_rows, float *y, size_t stride) {
+    bool halves = w->packing.scaling == SCALE_HALVES;
+    while (num_rows) {
+        size_t some = num_rows >= 8 ? 8 : num_rows >= 4 ? 4 : num_rows >= 2 ? 2 : 1;
+        switch (some + (size_t)halves * 16) {
+        case 8: tile_of(panel, group, count, x, row, y, stride, 8, 1); break;
+        case 4: tile_of(panel, group, count, x, row, y, stride, 4, 1); break;
+        case 2: tile_of(panel, group, count, x, row, y, stride, 2, 1); break;
+        case 1: tile_of(panel, group, count, x, row, y, stride, 1, 1); break;
+        case 24: tile_of(panel, group, count, x, row, y, stride, 8, 2); break;
+        case 20: tile_of(panel, group, count, x, row, y, stride, 4, 2); break;
+        case 18: tile_of(panel, group, count, x, row, y, stride, 2, 2); break;
+        default: tile_of(panel, group, count, x, row, y, stride, 1, 2);
+        }
+        row += some;
+        y += some * stride;
+        num_rows -= some;
+    }
+}
+
+INLINE Floats wide(const uint16_t *b) { /* 16 bfloat16 */
+    __m256i halves = _mm256_loadu_si256((const __m256i *)b);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+}
+
+INLINE void mix_of(float *c, size_t ldc, const float *a, size_t lda, const uint16_t *b, int m, size_t k, bool adds) {
+    Floats sums[12];
+    UNROLL for (int i = 0; i < m; i++) sums[i] = adds ? _mm512_loadu_ps(c + (size_t)i * ldc) : _mm512_setzero_ps();
+    for (size_t j = 0; j < k; j++) {
+        Floats row = wide(b + j * BLOCK);
+        UNROLL for (int i = 0; i < m; i++) sums[i] = _mm512_fmadd_ps(_mm512_set1_ps(a[(size_t)i * lda + j]), row, sums[i]);
+    }
+    UNROLL for (int i = 0; i < m; i++) _mm512_storeu_ps(c + (size_t)i * ldc, sums[i]);
+}
+
+static void mix(float *c, size_t ldc, const float *a, size_t lda, const uint16_t *b, size_t m, size_t k, bool adds) {
+    while (m) {
+        size_t some = m >= 12 ? 12 : m >= 8 ? 8 : m >= 4 ? 4 : m >= 2 ? 2 : 1;
+        switch (some) {
+        case 12: mix_of(c, ldc, a, lda, b, 12, k, adds); break;
+        case 8: mix_of(c, ldc, a, lda, b, 8, k, adds); break;
+        case 4: mix_of(c, ldc, a, lda, b, 4, k, adds); break;
+        case 2: mix_of(c, ldc, a, lda, b, 2, k, adds); break;
+        default: mix_of(c, ldc, a, lda, b, 1, k, adds);
+        }
+        c += some * ldc;
+        a += some * lda;
+        m -= some;
+    }
+}
+
+const Kernels gemmary_avx512 = {
+    .name = "avx512", .runs_here = runs_here, .tile_rows = TOKENS, .matvec = matvec, .unpack = unpack, .tile = tile,
+    .mix = mix, ROW_KERNELS};

@@ -1,0 +1,128 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Operations on one row of numbers, in plain C that compilers turn into vectors: every kernels_*.c includes this file
+ * and so gets them with its own instructions. All in float32.
+ */
+#include <math.h>
+
+#include "internal.h"
+
+#define REDUCE(...) _Pragma(#__VA_ARGS__)
+
+static inline float exponential(float x) { /* relative error < 2e-7; 0 below -87 would be subnormal: 1.6e-38 */
+    x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
+    float rounded = x * 1.44269504f + 12582912.0f; /* the bits of 1.5 * 2^23 + n end in n */
+    float n = rounded - 12582912.0f, r = x - n * 0.693145752f - n * 1.42860677e-6f;
+    float p = 1.0f + r * (1.0f + r * (0.5f + r * (0.166666657f + r * (0.0416666567f + r * (0.00833336115f + r * 0.00138888f)))));
+    int32_t power;
+    memcpy(&power, &rounded, 4);
+    power = (int32_t)((uint32_t)power << 23) + 0x3f800000;
+    float scale;
+    memcpy(&scale, &power, 4);
+    return p * scale;
+}
+
+static inline float capped(float x, float cap) { /* cap * tanh(x / cap) */
+    return cap * (1.0f - 2.0f / (1.0f + exponential(2.0f / cap * x)));
+}
+
+static float inverse_rms(const float *x, size_t n, float eps) {
+    float sum = 0;
+    REDUCE(omp simd reduction(+ : sum))
+    for (size_t i = 0; i < n; i++) sum += x[i] * x[i];
+    return 1.0f / sqrtf(sum / (float)n + eps);
+}
+
+static void row_norm(float *out, const float *x, const float *scale, size_t n, float eps) {
+    float factor = inverse_rms(x, n, eps);
+    REDUCE(omp simd)
+    for (size_t i = 0; i < n; i++) out[i] = x[i] * factor * scale[i];
+}
+
+static void row_norm_add(float *x, const float *y, const float *scale, size_t n, float eps) {
+    if (!scale) {
+        REDUCE(omp simd)
+        for (size_t i = 0; i < n; i++) x[i] += y[i];
+        return;
+    }
+    float factor = inverse_rms(y, n, eps);
+    REDUCE(omp simd)
+    for (size_t i = 0; i < n; i++) x[i] += y[i] * factor * scale[i];
+}
+
+static void row_quantize(const Activations *x, size_t row, const float *values, size_t n) {
+    for (size_t group = 0; group < x->groups; group++) {
+        float v[GROUP] = {0}, most = 0;
+        size_t first = group * GROUP, count = n > first ? n - first : 0;
+        memcpy(v, values + first, (count < GROUP ? count : GROUP) * sizeof *v);
+        REDUCE(omp simd reduction(max : most))
+        for (int i = 0; i < GROUP; i++) most = fabsf(v[i]) > most ? fabsf(v[i]) : most;
+        float inverse = most > 0 ? 127.0f / most : 0, scale = most / 127.0f;
+        int8_t *codes = x->codes + row * x->columns + first;
+        int32_t whole[GROUP], sums[2] = {0, 0};
+        REDUCE(omp simd)
+        for (int i = 0; i < GROUP; i++) {
+            float rounded = v[i] * inverse + 12582912.0f; /* to the nearest: the low bits are the integer */
+            int32_t bits;
+            memcpy(&bits, &rounded, 4);
+            whole[i] = bits - 0x4b400000;
+        }
+        for (int i = 0; i < GROUP; i++) codes[i] = (int8_t)whole[i];
+        for (int i = 0; i < 16; i++) sums[0] += whole[i], sums[1] += whole[i + 16];
+        size_t at = row * x->groups + group;
+        x->scales[at] = scale;
+        x->sums[at] = scale * (float)(sums[0] + sums[1]);
+        x->halves[2 * at] = scale * (float)sums[0];
+        x->halves[2 * at + 1] = scale * (float)sums[1];
+    }
+}
+
+static void row_gelu_times(float *gate, const float *up, size_t n) { /* the tanh form: x times a sigmoid */
+    REDUCE(omp simd)
+    for (size_t i = 0; i < n; i++) {
+        float x = gate[i], u = -1.59576912f * x * (1.0f + 0.044715f * x * x);
+        gate[i] = x / (1.0f + exponential(u)) * up[i];
+    }
+}
+
+static void row_rotate(float *head, const float *cosines, const float *sines, size_t half, float scale) {
+    REDUCE(omp simd)
+    for (size_t i = 0; i < half; i++) {
+        float a = head[i], b = head[i + half];
+        head[i] = (a * cosines[i] - b * sines[i]) * scale;
+        head[i + half] = (b * cosines[i] + a * sines[i]) * scale;
+    }
+}
+
+static float row_max(const float *x, size_t n) {
+    float most = x[0];
+    REDUCE(omp simd reduction(max : most))
+    for (size_t i = 0; i < n; i++) most = x[i] > most ? x[i] : most;
+    return most;
+}
+
+static void row_softcap(float *x, size_t n, float cap) {
+    REDUCE(omp simd)
+    for (size_t i = 0; i < n; i++) x[i] = capped(x[i], cap);
+}
+
+static float row_softmax(float *x, size_t n, float cap) {
+    if (cap > 0) row_softcap(x, n, cap);
+    float most = row_max(x, n), sum = 0;
+    REDUCE(omp simd reduction(+ : sum))
+    for (size_t i = 0; i < n; i++) {
+        x[i] = exponential(x[i] - most);
+        sum += x[i];
+    }
+    return sum;
+}
+
+static double row_exp_sum(const float *x, size_t n, float most) {
+    float sum = 0;
+    REDUCE(omp simd reduction(+ : sum))
+    for (size_t i = 0; i < n; i++) sum += exponential(x[i] - most);
+    return sum;
+}
+
+#define ROW_KERNELS                                                                                                \
+    .norm = row_norm, .norm_add = row_norm_add, .quantize = row_quantize, .gelu_times = row_gelu_times,            \
+    .rotate = row_rotate, .softmax = row_softmax, .softcap = row_softcap, .exp_sum = row_exp_sum, .max = row_max

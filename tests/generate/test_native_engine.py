@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The native engine behind the Engine protocol: the golden's words, rings and prefix reuse, real weights."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gemmary.base.errors import InputError
+from gemmary.formats.checkpoint import open_checkpoint, write_checkpoint
+from gemmary.generate.batched import BatchedGenerator
+from gemmary.generate.generator import Chunk
+from gemmary.generate.native_engine import NativeEngine
+from gemmary.generate.request import Request
+from gemmary.text.tokenizer import Tokenizer
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+def generator(path: Path, **settings: int) -> BatchedGenerator:
+    checkpoint = open_checkpoint(path)
+    assert checkpoint.vocabulary is not None
+    return BatchedGenerator(NativeEngine(checkpoint, **settings), Tokenizer(checkpoint.vocabulary))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("chunk_length", [256, 3])
+@pytest.mark.parametrize("num_slots", [1, 4])
+def test_the_golden_says_its_words(chunk_length: int, num_slots: int) -> None:
+    golden = generator(GOLDEN / "model", num_slots=num_slots, chunk_length=chunk_length)
+    expected = json.loads((GOLDEN / "expected.json").read_text())
+    requests = [Request(each["prompt"], max_tokens=len(each["ids"])) for each in expected]
+    for reply, each in zip(golden.complete(requests * 2), expected * 2, strict=True):
+        assert (reply.text, list(reply.ids)) == (each["text"], each["ids"])
+
+
+@pytest.mark.parametrize("dtype", ["q8_0", "q4_0", "float16"])
+def test_the_golden_says_its_words_from_gguf(dtype: str, tmp_path: Path) -> None:
+    write_checkpoint(open_checkpoint(GOLDEN / "model"), tmp_path / "golden.gguf", format="gguf", dtype=dtype)  # type: ignore[arg-type]
+    golden = generator(tmp_path / "golden.gguf")
+    for each in json.loads((GOLDEN / "expected.json").read_text()):
+        assert golden.complete([Request(each["prompt"], max_tokens=20)])[0].ids == tuple(each["ids"][:20])
+
+
+def test_a_slot_goes_on_from_what_its_rings_still_hold() -> None:
+    checkpoint = open_checkpoint(GOLDEN / "model")  # windows of 16
+    ids = tuple(np.random.default_rng(3).integers(6, 500, 60).tolist())
+    engine = NativeEngine(checkpoint, max_length=64, chunk_length=8)
+    fresh = NativeEngine(checkpoint, max_length=64, chunk_length=8)
+
+    def run(engine: NativeEngine, ids: tuple[int, ...], start: int) -> np.ndarray:
+        return [engine.logits([Chunk(slot=0, start=at, ids=ids[at : at + 8])]) for at in range(start, len(ids), 8)][-1]
+
+    run(engine, ids[:40], 0)
+    assert engine.keep(0, 31) == 0  # the window before it is partly overwritten
+    assert engine.keep(0, 32) == 32
+    other = ids[:32] + ids[45:60]
+    np.testing.assert_array_equal(run(engine, other, 32), run(fresh, other, 0))
+    assert NativeEngine(checkpoint, max_length=24, chunk_length=8).keep(0, 1) == 1  # nothing is ever overwritten
+
+
+def test_what_cannot_be_had_is_refused() -> None:
+    checkpoint = open_checkpoint(GOLDEN / "model")
+    with pytest.raises(InputError, match="expected float32 or bfloat16, got float16"):
+        NativeEngine(checkpoint, dtype="float16")
+    with pytest.raises(InputError, match="expected max_length >= 1, got 0"):
+        NativeEngine(checkpoint, max_length=0)
+    with pytest.raises(InputError, match="expected a slot in 0"):
+        NativeEngine(checkpoint, max_length=8).logits([Chunk(slot=1, start=0, ids=(2,))])
+
+
+def test_no_framework_is_loaded() -> None:
+    code = (
+        "import sys, gemmary.generate.native_engine, gemmary.generate.batched;"
+        "print(sorted({'keras', 'jax', 'torch', 'tensorflow'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.mark.slow
+def test_real_weights_give_the_text_and_probabilities_of_the_reference(
+    default_checkpoint: Path, shared_data: Path, tmp_path: Path
+) -> None:
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    write_checkpoint(open_checkpoint(default_checkpoint), tmp_path / "hf", format="safetensors")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32).eval()
+    ours = generator(default_checkpoint, max_length=1024)
+    for prompt in ("The capital of France is", "def fibonacci(n):", "Once upon a time"):
+        ids = model.generate(torch.tensor([ours.tokenizer.prompt(prompt)]), max_new_tokens=24, do_sample=False)
+        best, second = model(ids).logits[0, :-1].topk(2, dim=-1).values.T
+        sure = (best - second > 0.5).numpy()  # eight bits of activations may turn a closer choice
+        sure[: len(ours.tokenizer.prompt(prompt)) - 1] = False
+        assert sure.sum() > 8
+        assert ours.score(ids.tolist())[0].is_greedy[sure].all()
+    text = (shared_data / "corpora" / "wikitext2_valid_test" / "valid.txt").read_text("utf-8")
+    ids = ours.tokenizer.prompt(text[:6000])[:1000]
+    with torch.no_grad():
+        logits = torch.log_softmax(model(torch.tensor([ids])).logits[0, :-1].double(), dim=-1)
+    expected = logits[torch.arange(len(ids) - 1), torch.tensor(ids[1:])].numpy()
+    assert abs(float(ours.score([ids])[0].log_probs.mean() - expected.mean())) < 0.005
