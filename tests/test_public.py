@@ -10,7 +10,6 @@ all), and methods whose class shows them by name in its own example.
 import ast
 import importlib
 import inspect
-import pkgutil
 import re
 import tomllib
 from collections.abc import Iterator
@@ -25,9 +24,10 @@ PACKAGE = Path(__file__).parents[1] / "src" / "gemmary"
 
 @cache
 def modules() -> list[ModuleType]:
-    """Every module of the package but __main__, which runs when imported."""
-    names = (found.name for found in pkgutil.walk_packages([str(PACKAGE)], "gemmary."))
-    return [importlib.import_module(name) for name in names if not name.endswith("__main__")]
+    """Every module of the package but __main__, which runs when imported; the C library beside them is none."""
+    found = (path.relative_to(PACKAGE.parent).with_suffix("").parts for path in sorted(PACKAGE.rglob("*.py")))
+    names = (".".join(parts).removesuffix(".__init__") for parts in found if parts[-1] != "__main__")
+    return [importlib.import_module(name) for name in names]
 
 
 def public_names(module: ModuleType) -> Iterator[tuple[str, object]]:
