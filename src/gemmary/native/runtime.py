@@ -134,9 +134,10 @@ def library() -> ctypes.CDLL:
 
 
 def _find(name: str) -> Path | None:
-    """The library beside this file, or where an editable install has put it."""
-    folders = [Path(__file__).parent, *(Path(folder) / "gemmary" / "native" for folder in sys.path)]
-    return next((folder / name for folder in folders if (folder / name).is_file()), None)
+    """The library beside this file, or where an editable install has put it; in a folder, so as to be no module."""
+    folders = [Path(__file__).parents[2], *map(Path, sys.path)]
+    paths = (folder / "gemmary" / "native" / "lib" / name for folder in folders)
+    return next((path for path in paths if path.is_file()), None)
 
 
 def kernel_sets() -> tuple[str, ...]:
