@@ -109,7 +109,7 @@ def _reader(raw: NDArray[np.uint8], row_bytes: int) -> Callable[[int, int], NDAr
     return lambda first, count: raw[first * row_bytes : (first + count) * row_bytes]
 
 
-@pytest.fixture(scope="session", params=["avx512", "avx2", "neon", "portable"])
+@pytest.fixture(scope="session", params=["avx512", "avx2", "portable"])
 def kernels(request: pytest.FixtureRequest, make_tiny: Callable[..., Tiny]) -> str:
     """Each set of kernels that was built and runs here."""
     name: str = request.param

@@ -31,7 +31,7 @@ class NativeEngine:
     >>> engine = NativeEngine(Checkpoint(config=config, tensors=ones, vocabulary=None), max_length=8)
     >>> engine.logits([Chunk(slot=0, start=0, ids=(2, 5))]).shape
     (1, 32)
-    >>> engine.kernels in ("avx512", "avx2", "neon", "portable"), engine.cache_bytes, engine.weight_bytes > 0
+    >>> engine.kernels in ("avx512", "avx2", "portable"), engine.cache_bytes, engine.weight_bytes > 0
     (True, 16384, True)
 
     Raises InputError for sizes, threads or kernels that cannot be had, CheckpointError for weights that do not fit.
@@ -85,7 +85,7 @@ class NativeEngine:
 
     @property
     def kernels(self) -> str:
-        """The name of the kernels in use: portable, avx2, avx512, neon."""
+        """The name of the kernels in use: portable, avx2, avx512."""
         return self._model.kernels
 
     @property

@@ -9,9 +9,6 @@ static const Kernels *const KERNELS[] = {
 #ifdef GEMMARY_X86
     &gemmary_avx512, &gemmary_avx2,
 #endif
-#ifdef GEMMARY_NEON
-    &gemmary_neon,
-#endif
     &gemmary_portable,
 };
 enum { NUM_KERNELS = sizeof KERNELS / sizeof *KERNELS };
