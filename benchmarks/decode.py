@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prefill and decode of Gemma 3 270M beside KerasHub and transformers, alternating, each run a process of its own.
+"""Prefill and decode of Gemma 3 270M beside KerasHub and transformers, in turn, each in a process of its own.
 
     python benchmarks/decode.py --rounds 5 [--only gemmary-jax keras-hub-jax]
 
 Greedy, one sequence, random prompts. Decode is the time of 64 new tokens less that of 16, prefill that of 512 tokens
 and one new one. All systems compute the same sizes in the same precision; speed does not depend on the weights' values,
-so peers run with random ones. Each process warms its shapes up first: compilation is not in the figures.
+so peers run with random ones. Each process warms its shapes up first: compilation is not in the figures. Then all
+take turns, one measurement each a round; ratios are medians of the rounds' own, so that a busy machine slows both.
 """
 
 import argparse
@@ -32,6 +33,11 @@ SYSTEMS = (
     "gemmary-torch-bfloat16",
     "transformers-bfloat16",
 )
+PEERS = {
+    "gemmary-jax": ("keras-hub-jax",),
+    "gemmary-torch": ("keras-hub-torch", "transformers"),
+    "gemmary-torch-bfloat16": ("transformers-bfloat16",),
+}
 LONG, SHORT, PROMPT, PREFILL = 64, 16, 16, 512
 
 
@@ -127,52 +133,86 @@ def backend_of(system: str) -> str:
     return next((name for name in ("jax", "torch", "tensorflow") if f"-{name}" in system), "torch")
 
 
-def measure(system: str) -> dict[str, float]:
-    """Tokens per second of one system in this process."""
+def serve(system: str) -> None:
+    """Warm up, then answer each line of standard input with one measurement."""
     generate, random = build(system), np.random.default_rng(0)
 
-    def seconds(length: int, count: int, runs: int = 3) -> float:
-        times = []
-        for _ in range(runs + 2):  # two to warm up: the first compiles, the second may trace
-            prompt = [2, *random.integers(1000, 200_000, length - 1).tolist()]
-            start = time.perf_counter()
-            generate(prompt, count)
-            times.append(time.perf_counter() - start)
-        return min(times[2:])
+    def seconds(length: int, count: int) -> float:
+        prompt = [2, *random.integers(1000, 200_000, length - 1).tolist()]
+        start = time.perf_counter()
+        generate(prompt, count)
+        return time.perf_counter() - start
 
-    decode = (LONG - SHORT) / (seconds(PROMPT, LONG) - seconds(PROMPT, SHORT))
-    return {"decode": decode, "prefill": PREFILL / seconds(PREFILL, 1)}
+    def measure() -> dict[str, float]:
+        decode = seconds(PROMPT, LONG) - seconds(PROMPT, SHORT)
+        return {"decode": (LONG - SHORT) / decode, "prefill": PREFILL / seconds(PREFILL, 1)}
+
+    for _ in range(2):  # the first compiles, the second may trace
+        measure()
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        print(json.dumps(measure()), flush=True)
 
 
-def in_process(system: str) -> dict[str, float]:
+def start(system: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "KERAS_BACKEND": backend_of(system), "TF_CPP_MIN_LOG_LEVEL": "3"}
-    command = [sys.executable, __file__, "--child", system]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{system} failed:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    command = [sys.executable, __file__, "--serve", system]
+    child = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    answer(child, "ready")
+    return child
+
+
+def answer(child: subprocess.Popen[str], beginning: str) -> str:
+    """The next line that begins so: libraries print others."""
+    assert child.stdout is not None
+    for line in child.stdout:
+        if line.startswith(beginning):
+            return line
+    raise SystemExit("a system ended before it answered: see its message above")
+
+
+def ask(child: subprocess.Popen[str]) -> dict[str, float]:
+    assert child.stdin is not None
+    child.stdin.write("\n")
+    child.stdin.flush()
+    return json.loads(answer(child, "{"))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", nargs="+", choices=SYSTEMS, default=SYSTEMS)
-    parser.add_argument("--child", choices=SYSTEMS)
+    parser.add_argument("--serve", choices=SYSTEMS)
     options = parser.parse_args()
-    if options.child:
-        print(json.dumps(measure(options.child)))
+    if options.serve:
+        serve(options.serve)
         return
+    children = {system: start(system) for system in options.only}
     found: dict[str, list[dict[str, float]]] = {system: [] for system in options.only}
     for number in range(options.rounds):
-        for system in options.only:
-            found[system].append(in_process(system))
+        for system, child in children.items():
+            found[system].append(ask(child))
             print(number, system, found[system][-1], flush=True)
-    rows = []
-    for system, runs in found.items():
-        medians = [statistics.median(run[kind] for run in runs) for kind in ("decode", "prefill")]
-        rows.append((system, *(f"{median:.1f}" for median in medians)))
-    command = f"python benchmarks/decode.py --rounds {options.rounds}"
-    record("decode", ("system", "decode, tokens/s", "prefill, tokens/s"), rows, command=command)
+    for child in children.values():
+        child.terminate()
+    rows = [row(system, found) for system in options.only]
+    columns = ("system", "decode, tokens/s", "prefill, tokens/s", "over", "decode, times", "prefill, times")
+    only = "" if tuple(options.only) == SYSTEMS else f" --only {' '.join(options.only)}"
+    record("decode", columns, rows, command=f"python benchmarks/decode.py --rounds {options.rounds}{only}")
+
+
+def row(system: str, found: dict[str, list[dict[str, float]]]) -> tuple[str, ...]:
+    """A line of the table: a system's medians, and the medians of its ratios over the peers it stands beside."""
+    kinds = ("decode", "prefill")
+    medians = (f"{statistics.median(run[kind] for run in found[system]):.1f}" for kind in kinds)
+    peers = [peer for peer in PEERS.get(system, ()) if peer in found]
+    ratios = [
+        " / ".join(
+            f"{statistics.median(a[k] / b[k] for a, b in zip(found[system], found[p], strict=True)):.2f}" for p in peers
+        )
+        for k in kinds
+    ]
+    return (system, *medians, " / ".join(peers), *ratios)
 
 
 if __name__ == "__main__":
