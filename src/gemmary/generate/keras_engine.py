@@ -33,7 +33,7 @@ except ImportError as error:
     raise MissingExtraError.of("the Keras engine", "Keras 3 and a backend", "jax") from error
 
 _LEAST_PAST = 256  # positions: fewer are not worth a compilation of their own
-# tokens whose logits, (tokens, V) float32, exist at the same time; TensorFlow's product is five times slower from 128 on
+# tokens whose logits, (tokens, V) float32, exist at the same time; TensorFlow's product slows down fivefold from 128
 _SCORED_AT_ONCE = 64 if backend.backend() == "tensorflow" else 128
 
 
