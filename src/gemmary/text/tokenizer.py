@@ -29,8 +29,8 @@ from gemmary.text.split import splitter
 
 Cut = Callable[..., list[str]]
 BLOCK = 1 << 16  # characters cut at a time: bounds the memory a long text needs
-CACHED_WORDS = 1 << 18  # about 50 MB when full
-CACHED_LENGTH = 64  # characters; longer words hardly come again
+CACHED_WORDS = 1 << 18  # about 50 MB when full of ordinary words
+CACHED_LENGTH = 256  # characters: the rules of tables are nearly as long, and come again
 PARALLEL = 1 << 23  # characters in a batch from which further processes (0.4 s to start) pay
 
 
