@@ -15,6 +15,7 @@ from pathlib import Path
 from record import record
 
 PROMPT = "The capital of France is"
+BACKENDS = ("jax", "torch", "tensorflow")
 
 
 def seconds(*command: str, cache: str | None = None) -> float:
@@ -31,18 +32,19 @@ def import_seconds(runs: int = 15) -> float:
     return statistics.median(seconds(sys.executable, "-c", "import gemmary") for _ in range(runs)) - bare
 
 
-def first_token_seconds(backend: str, cache: str) -> float:
+def first_token_seconds(runtime: list[str], cache: str) -> float:
     """From the shell's return key to the end of a one-token reply of the embedded default."""
     gemmary = str(Path(sys.executable).with_name("gemmary"))
-    return seconds(gemmary, "generate", PROMPT, "--max-tokens", "1", "--backend", backend, cache=cache)
+    return seconds(gemmary, "generate", PROMPT, "--max-tokens", "1", *runtime, cache=cache)
 
 
 def main() -> None:
     rows = [("`import gemmary`", f"{import_seconds():.3f}", "")]
-    for backend in ("jax", "torch", "tensorflow"):
+    runtimes = {"native": ["--engine", "native"], **{name: ["--backend", name] for name in BACKENDS}}
+    for name, runtime in runtimes.items():
         with tempfile.TemporaryDirectory() as cache:
-            first, second = (first_token_seconds(backend, cache) for _ in range(2))
-        rows.append((f"first token, {backend}", f"{first:.1f}", f"{second:.1f}"))
+            first, second = (first_token_seconds(runtime, cache) for _ in range(2))
+        rows.append((f"first token, {name}", f"{first:.1f}", f"{second:.1f}"))
     record("startup", ("seconds until", "first run", "second run"), rows, command="python benchmarks/startup.py")
 
 
