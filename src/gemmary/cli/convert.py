@@ -6,19 +6,16 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gemmary.base.errors import InputError
 from gemmary.cli import options
+from gemmary.formats.names import Format, Precision
 
 if TYPE_CHECKING:
     from gemmary.formats.checkpoint import Checkpoint
-
-# the same as gemmary.formats.checkpoint's Format and Precision, which would bring NumPy to every --help
-Format = Literal["gguf", "safetensors", "keras", "torch"]
-Precision = Literal["float32", "float16", "bfloat16", "q8_0", "q4_0"]
 
 
 def convert(

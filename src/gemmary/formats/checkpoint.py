@@ -9,21 +9,19 @@ torch         a file, gemma_pytorch's .ckpt      float32 float16 bfloat16
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 from gemmary.base.errors import FileError, InputError
 from gemmary.formats.content import Checkpoint
 from gemmary.formats.gguf import read_gguf, write_gguf
 from gemmary.formats.keras_file import read_keras, write_keras
+from gemmary.formats.names import Format, Precision
 from gemmary.formats.quantize import BlockType
 from gemmary.formats.safetensors import read_safetensors, write_safetensors
 from gemmary.formats.storage import FileBytes
 from gemmary.formats.torch_file import read_torch, write_torch
 
 __all__ = ["Checkpoint", "Format", "Precision", "open_checkpoint", "write_checkpoint"]
-
-Format = Literal["gguf", "safetensors", "keras", "torch"]
-Precision = Literal["float32", "float16", "bfloat16", "q8_0", "q4_0"]
 
 _BLOCKS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0", "q4_0": "Q4_0"}
 

@@ -21,6 +21,7 @@ from gemmary.formats.content import Checkpoint
 from gemmary.formats.locate import cache_folder
 from gemmary.generate.generator import Chunk
 from gemmary.generate.request import Score
+from gemmary.generate.rings import Rings
 
 try:
     from keras import backend, ops
@@ -71,7 +72,7 @@ class KerasEngine:
         self._chunk_length, self._dtype = min(chunk_length, length), dtype
         self._weights = load_weights(checkpoint, dtype)
         self._cache = allocate(self._config, slots=num_slots, length=length, chunk=self._chunk_length, dtype=dtype)
-        self._run = [0] * num_slots  # the furthest end of each slot's sequence, which stays when it is taken back
+        self._rings = Rings(self._config, num_slots=num_slots, max_length=length, chunk_length=self._chunk_length)
         self._logits, self._score = compile_pure(self._logits_pass), compile_pure(self._score_pass)
         self._write = compile_pure(_write_pass, donate=True)
 
@@ -100,7 +101,7 @@ class KerasEngine:
         logits = np.empty((len(chunks), self._config.vocab_size), np.float32)
         for batch in self._batches(chunks):
             found, fresh = self._logits(batch.past, self._weights, batch.ids, batch.places, self._cache)
-            self._finish(batch, fresh)
+            self._cache = self._write(0, self._cache, fresh, batch.places)
             found = numpy_array(found)
             for row, at in batch.rows():
                 logits[at] = found[row]
@@ -114,7 +115,7 @@ class KerasEngine:
             for row, at in batch.rows():
                 wanted[row, : len(targets[at])] = targets[at]
             judged, fresh = self._score(batch.past, self._weights, wanted, batch.ids, batch.places, self._cache)
-            self._finish(batch, fresh)
+            self._cache = self._write(0, self._cache, fresh, batch.places)
             log_probs, is_greedy = (numpy_array(each) for each in judged)
             for row, at in batch.rows():
                 length = len(targets[at])
@@ -122,20 +123,14 @@ class KerasEngine:
         return [scores[at] for at in range(len(chunks))]
 
     def keep(self, slot: int, length: int) -> int:
-        """Of a slot's first `length` positions, how many a new sequence may go on from: `length`, or 0.
-
-        A layer with a window has forgotten what lies too far before the furthest position that the slot ran, even where
-        the sequence was taken back since: what was written then stands in the place of what is older.
-        """
-        back = self._run[slot] - length
-        rings = zip(self._config.windows, self._config.cache_lengths(self._max_length, self._chunk_length), strict=True)
-        fits = all(self._run[slot] <= ring or (window and back <= ring - window) for window, ring in rings)
-        return length if fits else 0
+        """Of a slot's first `length` positions, how many a new sequence may go on from: `length`, or 0."""
+        return self._rings.keep(slot, length)
 
     def _batches(self, chunks: Sequence[Chunk]) -> Iterator["_Batch"]:
         """Chunks of like length together, as many rows as fit into one chunk's length."""
         groups: dict[int, list[int]] = {}
         for at, chunk in enumerate(chunks):
+            self._rings.ran(chunk)
             groups.setdefault(min(self._chunk_length, _rounded(len(chunk.ids), 16)), []).append(at)
         for length, members in groups.items():
             most = self._num_slots if length == 1 else max(1, self._chunk_length // length)
@@ -163,13 +158,6 @@ class KerasEngine:
         while past < before:
             past *= 4
         return min(past, self._max_length)
-
-    def _finish(self, batch: "_Batch", fresh: Any) -> None:
-        """Write the batch's keys and values into the cache."""
-        self._cache = self._write(0, self._cache, fresh, batch.places)
-        for slot, start, count in batch.places.T.tolist():
-            if count:
-                self._run[slot] = max(self._run[slot] if start else 0, start + count)
 
     def _logits_pass(self, past: int, weights: Any, ids: Any, places: Any, cache: Any) -> Any:
         span = _span(places, past)

@@ -13,6 +13,7 @@ from gemmary.formats.content import Blocks, Checkpoint
 from gemmary.formats.tensors import weights
 from gemmary.generate.generator import Chunk
 from gemmary.generate.request import Score
+from gemmary.generate.rings import Rings
 from gemmary.native.runtime import Model, NativeChunk, blocks_of
 
 DEFAULT_CHUNK = 256
@@ -61,7 +62,7 @@ class NativeEngine:
             kernels=kernels,
         )
         self._model.load(_blocks(checkpoint))
-        self._ends = [0] * num_slots  # the most positions that each slot's rings have seen
+        self._rings = Rings(config, num_slots=num_slots, max_length=length, chunk_length=self._model.chunk_length)
 
     @property
     def config(self) -> GemmaConfig:
@@ -115,24 +116,14 @@ class NativeEngine:
         ]
 
     def keep(self, slot: int, length: int) -> int:
-        """Of a slot's first `length` positions, how many a new sequence may go on from: `length`, or 0.
-
-        A layer with a window has forgotten what lies too far before the last position the slot ran.
-        """
-        rings = self.config.cache_lengths(self.max_length, self.chunk_length)
-        back = self._ends[slot] - length
-        is_whole = all(
-            ring == self.max_length or back <= ring - (window or 0)
-            for window, ring in zip(self.config.windows, rings, strict=True)
-        )
-        return length if is_whole else 0
+        """Of a slot's first `length` positions, how many a new sequence may go on from: `length`, or 0."""
+        return self._rings.keep(slot, length)
 
     def _note(self, chunks: Sequence[Chunk]) -> None:
         for chunk in chunks:
             if not 0 <= chunk.slot < self.num_slots:
                 raise InputError(f"expected a slot in 0..{self.num_slots - 1}, got {chunk.slot}")
-            start = 0 if chunk.start == 0 else self._ends[chunk.slot]
-            self._ends[chunk.slot] = max(start, chunk.end)
+            self._rings.ran(chunk)
 
 
 def default_threads() -> int:

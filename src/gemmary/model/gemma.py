@@ -22,17 +22,15 @@ from gemmary.model.layers import project, rms_norm, rope_angles, rotate, softcap
 
 Array = Any
 Weights = Mapping[str, Array]
-Initial = Callable[[str, Weight], Any]  # a weight's path and row to a Keras initializer or one array
 
 NEGATIVE = -2.0e38  # a masked score: finite, so that a row with every score masked gives no NaN
 
 
 class _Layer:
-    """One layer's view of the weights, and its features: window, rotary angles."""
+    """One layer's view of the weights, by their names in the table without the layer."""
 
     def __init__(self, config: GemmaConfig, all_weights: Weights, index: int) -> None:
-        self.config, self.window = config, config.windows[index]
-        self._weights, self._prefix = all_weights, f"layers.{index}."
+        self.config, self._weights, self._prefix = config, all_weights, f"layers.{index}."
 
     def __getitem__(self, name: str) -> Array:
         return self._weights[self._prefix + name]
@@ -246,13 +244,12 @@ class Gemma(keras.Model):
     >>> tuple(model(ops.zeros((1, 3), "int32")).shape), model.count_params() == config.num_params
     ((1, 3, 32), True)
 
-    `initial` may give each weight its array or initializer (see weights.py); without it weights are drawn at random.
+    Weights are drawn at random; a checkpoint's are assigned to the variables of `weight_table`.
     """
 
-    def __init__(self, config: GemmaConfig, *, initial: Initial | None = None, **keras_options: Any) -> None:
+    def __init__(self, config: GemmaConfig, **keras_options: Any) -> None:
         super().__init__(**keras_options)
         self.config = config
-        self._initial = initial or _random_initial
         self.build()
 
     def build(self, input_shape: object = None) -> None:
@@ -260,10 +257,9 @@ class Gemma(keras.Model):
         self._table = {}
         for path, row, _ in weights(self.config):
             kind = {"dtype": "float32", "autocast": False} if row.is_norm else {}
-            initializer = self._initial(path, row)
             name = path.replace(".", "_")  # PyTorch refuses the dots
             self._table[path] = self.add_weight(
-                name=name, shape=row.shape(self.config), initializer=initializer, **kind
+                name=name, shape=row.shape(self.config), initializer=_initializer(row), **kind
             )
         self.built = True
 
@@ -288,6 +284,6 @@ class Gemma(keras.Model):
         return head(self.config, self._table, x)
 
 
-def _random_initial(path: str, row: Weight) -> keras.initializers.Initializer:
-    """Norm scales at 0 (a factor of 1), all else normal with variance 1 / fan-in, as in the reference."""
+def _initializer(row: Weight) -> keras.initializers.Initializer:
+    """Norm scales at 0 (a factor of 1), all else normal with a deviation of 0.02, as transformers draws them."""
     return keras.initializers.Zeros() if row.is_norm else keras.initializers.RandomNormal(stddev=0.02)
