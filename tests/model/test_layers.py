@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from gemmary.base.config import PRESETS, GemmaConfig
 from gemmary.formats.tensors import weights
-from gemmary.model.gemma import _feed_forward, _Layer, _rotations, embed, head
-from gemmary.model.layers import project, rms_norm, rope_angles, rotate, softcap
+from gemmary.model.gemma import _feed_forward, _Layer, embed, head, rotations
+from gemmary.model.layers import project, rms_norm, rope_angles, rotate, sines, softcap
 from gemmary.model.weights import backend_array, numpy_array
 
 HALF_STEP = {"float32": 2.0**-24, "bfloat16": 2.0**-8}  # of what is rounded once, relative
@@ -75,7 +75,7 @@ def test_positions_in_floating_point_are_refused() -> None:
 def test_turned_heads_are_those_of_float64(position: int, dtype: str) -> None:
     x = backend_array(drawn(1, 1, 3, 256), dtype)
     angles = rope_angles(ops.convert_to_tensor(np.int32([[position]])), 256, 1e4, 1.0)
-    found = wide(rotate(x, ops.sin(angles), ops.cos(angles)))[0, 0]
+    found = wide(rotate(x, *sines(angles)))[0, 0]
     first, second = np.split(wide(x)[0, 0], 2, axis=1)
     angle = position * 1e4 ** (-np.arange(0, 256, 2) / 256)
     exact = np.concatenate([first * np.cos(angle) - second * np.sin(angle)] * 2, axis=1)
@@ -87,12 +87,13 @@ def test_turned_heads_are_those_of_float64(position: int, dtype: str) -> None:
 
 def test_layers_with_a_window_turn_by_the_local_base_without_scale() -> None:
     config = PRESETS["gemma-3-27b-pt"]
-    turns = _rotations(config, ops.convert_to_tensor(np.int32([[1000]])))
+    turns = rotations(config, ops.convert_to_tensor(np.int32([[1000]])))
     frequency = np.arange(0, 128, 2) / 128
     for is_local, angle in ((True, 1000 * 1e4**-frequency), (False, 1000 / 8 * 1e6**-frequency)):
-        sin, cos = (wide(each)[0, 0] for each in turns[is_local])
-        np.testing.assert_allclose(sin, np.sin(angle), atol=3e-4)  # float32 knows an angle of 1000 to 6e-5
-        np.testing.assert_allclose(cos, np.cos(angle), atol=3e-4)
+        sin, cos = (wide(each)[0, 0, 0] for each in turns[is_local])
+        both = np.concatenate([angle, angle])
+        np.testing.assert_allclose(sin, np.sin(both) * np.repeat([-1, 1], 64), atol=3e-4)  # float32 knows 1000 to 6e-5
+        np.testing.assert_allclose(cos, np.cos(both), atol=3e-4)
 
 
 def test_projection_contracts_last_letters() -> None:

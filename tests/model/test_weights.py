@@ -42,12 +42,6 @@ def test_weights_are_rounded_to_the_model_s_precision_and_norms_are_not(
         np.testing.assert_array_equal(numpy_array(ops.cast(loaded[path], "float32")), expected)
 
 
-@pytest.mark.parametrize("contracted", [0, 1, 2])
-def test_the_order_in_memory_does_not_show(contracted: int) -> None:
-    array = np.arange(60, dtype=np.float32).reshape(3, 4, 5)
-    np.testing.assert_array_equal(numpy_array(backend_array(array, "float32", contracted)), array)
-
-
 def test_each_tensor_is_let_go_before_the_next_is_read(
     tiny: Mapping[str, GemmaConfig], random_checkpoint: Callable[..., Checkpoint]
 ) -> None:

@@ -118,15 +118,6 @@ class Weight:
         return self.path.endswith("_norm")
 
     @property
-    def contracted(self) -> int:
-        """How many of the last letters a matrix product sums over: what comes in, where the letters before come out.
-
-        >>> [(row.dims, row.contracted) for row in TABLE if row.path.endswith((".query", ".output", ".down"))]
-        [('N H D', 1), ('D N H', 2), ('D F', 1)]
-        """
-        return 1 if self.dims.endswith("D") else len(self.dims.split()) - 1
-
-    @property
     def lowest(self) -> str:
         """The coarsest block type that it bears; the embedding is the output head too.
 

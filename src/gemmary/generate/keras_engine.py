@@ -7,7 +7,7 @@
 A pass is compiled for each (rows, tokens, past) it meets; all three are rounded up to a few values.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -28,7 +28,7 @@ try:
 
     from gemmary.model.cache import Span, allocate, write
     from gemmary.model.compiled import compile_pure, keep_compiled
-    from gemmary.model.gemma import forward_cached, head
+    from gemmary.model.gemma import every, forward_cached, head, rotations
     from gemmary.model.weights import load_weights, numpy_array
 except ImportError as error:
     raise MissingExtraError.of("the Keras engine", "Keras 3 and a backend", "jax") from error
@@ -73,6 +73,8 @@ class KerasEngine:
         self._weights = load_weights(checkpoint, dtype)
         self._cache = allocate(self._config, slots=num_slots, length=length, chunk=self._chunk_length, dtype=dtype)
         self._rings = Rings(self._config, num_slots=num_slots, max_length=length, chunk_length=self._chunk_length)
+        self._turn = compile_pure(self._turn_pass, often=True)
+        self._next = compile_pure(self._logits_pass, often=True)
         self._logits, self._score = compile_pure(self._logits_pass), compile_pure(self._score_pass)
         self._write = compile_pure(_write_pass, donate=True)
 
@@ -100,7 +102,9 @@ class KerasEngine:
         """Run the chunks and return (B, V) float32 logits after the last token of each."""
         logits = np.empty((len(chunks), self._config.vocab_size), np.float32)
         for batch in self._batches(chunks):
-            found, fresh = self._logits(batch.past, self._weights, batch.ids, batch.places, self._cache)
+            turns = self._turn(batch.ids.shape[1], batch.places)
+            run = self._next if batch.ids.shape[1] == 1 else self._logits
+            found, fresh = run(batch.past, self._weights, batch.ids, turns, batch.places, self._cache)
             self._cache = self._write(0, self._cache, fresh, batch.places)
             found = numpy_array(found)
             for row, at in batch.rows():
@@ -114,7 +118,8 @@ class KerasEngine:
             wanted = np.zeros_like(batch.ids)
             for row, at in batch.rows():
                 wanted[row, : len(targets[at])] = targets[at]
-            judged, fresh = self._score(batch.past, self._weights, wanted, batch.ids, batch.places, self._cache)
+            turns = self._turn(batch.ids.shape[1], batch.places)
+            judged, fresh = self._score(batch.past, self._weights, wanted, batch.ids, turns, batch.places, self._cache)
             self._cache = self._write(0, self._cache, fresh, batch.places)
             log_probs, is_greedy = (numpy_array(each) for each in judged)
             for row, at in batch.rows():
@@ -159,20 +164,26 @@ class KerasEngine:
             past *= 4
         return min(past, self._max_length)
 
-    def _logits_pass(self, past: int, weights: Any, ids: Any, places: Any, cache: Any) -> Any:
-        span = _span(places, past)
-        x, fresh = forward_cached(self._config, weights, ids, span, cache, dtype=self._dtype)
-        last = ops.reshape(ops.maximum(span.counts - 1, 0), (-1, 1, 1))
-        x = ops.take_along_axis(x, ops.broadcast_to(last, (x.shape[0], 1, x.shape[2])), axis=1)
+    def _turn_pass(self, length: int, places: Any) -> Any:
+        return rotations(self._config, _span(places, 0).positions(length))
+
+    def _logits_pass(self, past: int, weights: Any, ids: Any, turns: Any, places: Any, cache: Any) -> Any:
+        x, fresh = self._forward(past, weights, ids, turns, places, cache, _span(places, past).last)
         return head(self._config, weights, x)[:, 0], fresh
 
-    def _score_pass(self, past: int, weights: Any, targets: Any, ids: Any, places: Any, cache: Any) -> Any:
-        x, fresh = forward_cached(self._config, weights, ids, _span(places, past), cache, dtype=self._dtype)
+    def _score_pass(self, past: int, weights: Any, targets: Any, ids: Any, turns: Any, places: Any, cache: Any) -> Any:
+        x, fresh = self._forward(past, weights, ids, turns, places, cache, every)
         step = max(1, _SCORED_AT_ONCE // x.shape[0])
         parts = [slice(first, first + step) for first in range(0, x.shape[1], step)]
         judged = [_judged(head(self._config, weights, x[:, part]), targets[:, part]) for part in parts]
         log_probs, is_greedy = zip(*judged, strict=True)
         return (ops.concatenate(log_probs, axis=1), ops.concatenate(is_greedy, axis=1)), fresh
+
+    def _forward(
+        self, past: int, weights: Any, ids: Any, turns: Any, places: Any, cache: Any, pick: Callable[[Any], Any]
+    ) -> Any:
+        span = _span(places, past)
+        return forward_cached(self._config, weights, ids, turns, span, cache, pick=pick, dtype=self._dtype)
 
 
 @dataclass(frozen=True)

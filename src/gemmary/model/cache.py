@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from keras import ops
 
 from gemmary.base.config import GemmaConfig
@@ -58,6 +58,13 @@ class Span:
     def positions(self, length: int) -> Int[Array, "B T"]:
         """The position of every token, padding included."""
         return ops.expand_dims(self.starts, 1) + ops.arange(length, dtype="int32")
+
+    def last(self, tokens: Shaped[Array, "B T *rest"]) -> Shaped[Array, "B 1 *rest"]:
+        """Of each row the last token that is not padding."""
+        if tokens.shape[1] == 1:
+            return tokens
+        at = ops.reshape(ops.maximum(self.counts - 1, 0), (-1, *(1 for _ in tokens.shape[1:])))
+        return ops.take_along_axis(tokens, ops.broadcast_to(at, (tokens.shape[0], 1, *tokens.shape[2:])), axis=1)
 
     def seen(self, ring: int) -> Int[Array, "B S"]:
         """The position at each index of a ring that is looked at, before the chunk; below 0 where there is none."""

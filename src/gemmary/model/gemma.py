@@ -7,7 +7,7 @@ The pass is a pure function of a mapping from the weight table's paths to arrays
 on PyTorch and TensorFlow, and trained through `Gemma`, whose variables are made by looping over the table.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,12 +18,22 @@ from keras import ops
 from gemmary.base.config import GemmaConfig
 from gemmary.formats.tensors import Weight, weights
 from gemmary.model.cache import Pair, Span
-from gemmary.model.layers import project, rms_norm, rope_angles, rotate, softcap
+from gemmary.model.layers import project, rms_norm, rope_angles, rotate, sines, softcap
 
 Array = Any
 Weights = Mapping[str, Array]
 
+_BLOCK = 128  # queries that attend together
 NEGATIVE = -2.0e38  # a masked score: finite, so that a row with every score masked gives no NaN
+
+
+def every(tokens: Array) -> Array:
+    """The Pick that takes all tokens.
+
+    >>> every(1)
+    1
+    """
+    return tokens
 
 
 class _Layer:
@@ -99,19 +109,37 @@ def _scores(
     return ops.reshape(masked, (batch, kv_heads, rows, size))
 
 
-Rotation = tuple[Float[Array, "B T half"], Float[Array, "B T half"]]
+Rotation = tuple[Float[Array, "B T 1 H"], Float[Array, "B T 1 H"]]
+Rotations = dict[bool, Rotation]
 Look = Callable[[Array, Array], Sequence[Part]]  # from the tokens' own keys and values to all that they attend to
+Pick = Callable[[Array], Array]  # of an array (B, T, ...) the Q tokens that are wanted of a layer
 
 
-def _attention(x: Float[Array, "B T D"], layer: _Layer, rotation: Rotation, look: Look) -> Float[Array, "B T D"]:
+def _attention(
+    x: Float[Array, "B T D"], layer: _Layer, rotation: Rotation, look: Look, pick: Pick
+) -> Float[Array, "B Q D"]:
     """Project to heads, turn by position, attend to what `look` shows, project back."""
     config = layer.config
-    q, k, v = (_heads(project(x, layer[f"attention.{name}"]), config.head_dim) for name in ("query", "key", "value"))
+    q, k, v = (
+        _heads(project(tokens, layer[f"attention.{name}"]), config.head_dim)
+        for name, tokens in (("query", pick(x)), ("key", x), ("value", x))
+    )
     if config.qk_norm:
         q, k = layer.norm(q, "attention.query_norm"), layer.norm(k, "attention.key_norm")
-    q, k = rotate(q, *rotation) * config.query_scale, rotate(k, *rotation)
-    mixed = attend(q, look(ops.swapaxes(k, 1, 2), ops.swapaxes(v, 1, 2)), config.attn_softcap)
+    q, k = rotate(q, *map(pick, rotation)) * config.query_scale, rotate(k, *rotation)
+    parts = [(*pair, pick(mask)) for *pair, mask in look(ops.swapaxes(k, 1, 2), ops.swapaxes(v, 1, 2))]
+    blocks = [attend(some, seen, config.attn_softcap) for some, seen in _blocks(q, parts)]
+    mixed = blocks[0] if len(blocks) == 1 else ops.concatenate(blocks, axis=1)
     return project(mixed, ops.reshape(layer["attention.output"], (config.model_dim, -1)))
+
+
+def _blocks(q: Float[Array, "B Q N H"], parts: Sequence[Part]) -> Iterator[tuple[Array, Sequence[Part]]]:
+    """A few queries at a time, and what they may see: of the last part, the queries' own, no key after them."""
+    *past, (keys, values, own) = parts
+    for first in range(0, q.shape[1], _BLOCK):
+        some, ahead = slice(first, first + _BLOCK), slice(0, first + _BLOCK if q.shape[1] > 1 else None)
+        before = [(k, v, mask[:, some]) for k, v, mask in past]
+        yield q[:, some], [*before, (keys[:, :, ahead], values[:, :, ahead], own[:, some, ahead])]
 
 
 def _heads(x: Float[Array, "B T NH"], head_dim: int) -> Float[Array, "B T N H"]:
@@ -124,9 +152,12 @@ def _feed_forward(x: Float[Array, "B T D"], layer: _Layer) -> Float[Array, "B T 
     return project(gate * project(x, layer["mlp.up"]), layer["mlp.down"])
 
 
-def _block(x: Float[Array, "B T D"], layer: _Layer, rotation: Rotation, look: Look) -> Float[Array, "B T D"]:
+def _block(
+    x: Float[Array, "B T D"], layer: _Layer, rotation: Rotation, look: Look, pick: Pick
+) -> Float[Array, "B Q D"]:
     """One layer: attention and mlp, each normed before, and after where the model has it, each added to x."""
-    x = x + layer.post_norm(_attention(layer.norm(x, "attention_norm"), layer, rotation, look), "attention_post_norm")
+    mixed = _attention(layer.norm(x, "attention_norm"), layer, rotation, look, pick)
+    x = pick(x) + layer.post_norm(mixed, "attention_post_norm")
     return x + layer.post_norm(_feed_forward(layer.norm(x, "mlp_norm"), layer), "mlp_post_norm")
 
 
@@ -152,11 +183,16 @@ def head(config: GemmaConfig, all_weights: Weights, x: Float[Array, "... D"]) ->
     return softcap(ops.cast(project(x, all_weights["embedding"]), "float32"), config.final_softcap)
 
 
-def _rotations(config: GemmaConfig, positions: Int[Array, "B T"]) -> dict[bool, Rotation]:
-    """Sines and cosines for layers with a window (True) and without (False)."""
+def rotations(config: GemmaConfig, positions: Int[Array, "B T"]) -> Rotations:
+    """Sines and cosines for layers with a window (True) and without (False).
+
+    >>> config = GemmaConfig(vocab_size=8, num_layers=1, model_dim=4, num_heads=1, num_kv_heads=1, mlp_dim=4)
+    >>> sin, cos = rotations(config, ops.zeros((1, 3), "int32"))[False]
+    >>> tuple(sin.shape), float(cos[0, 2, 0, 0])
+    ((1, 3, 1, 256), 1.0)
+    """
     bases = {True: (config.rope_base_local, 1.0), False: (config.rope_base, config.rope_scale)}
-    angles = {local: rope_angles(positions, config.head_dim, *base) for local, base in bases.items()}
-    return {local: (ops.sin(angle), ops.cos(angle)) for local, angle in angles.items()}
+    return {local: sines(rope_angles(positions, config.head_dim, *base)) for local, base in bases.items()}
 
 
 def forward(
@@ -186,25 +222,38 @@ def forward(
         config,
         all_weights,
         ids,
-        order if positions is None else positions,
+        rotations(config, order if positions is None else positions),
         lambda index, k, v: [(k, v, masks[config.windows[index]])],
+        every,
         dtype,
     )
 
 
 def forward_cached(
-    config: GemmaConfig, all_weights: Weights, ids: Int[Array, "B T"], span: Span, cache: Sequence[Pair], *, dtype: str
-) -> tuple[Float[Array, "B T D"], list[Pair]]:
+    config: GemmaConfig,
+    all_weights: Weights,
+    ids: Int[Array, "B T"],
+    turns: Rotations,
+    span: Span,
+    cache: Sequence[Pair],
+    *,
+    pick: Pick,
+    dtype: str,
+) -> tuple[Float[Array, "B Q D"], list[Pair]]:
     """The last layer's output for the next chunk of some slots, and the keys and values to `write` into the cache.
+
+    The last layer computes no more than the tokens that `pick` takes. `turns` are `rotations` of the span's positions,
+    computed before: within one compiled pass XLA would compute them again for every head of every layer.
 
     >>> config = GemmaConfig(vocab_size=8, num_layers=1, model_dim=4, num_heads=1, num_kv_heads=1, mlp_dim=4)
     >>> zeros = {path: ops.zeros(row.shape(config)) for path, row, _ in weights(config)}
     >>> from gemmary.model.cache import allocate
     >>> cache = allocate(config, slots=1, length=16, chunk=3, dtype="float32")
     >>> span = Span(*(ops.array([number], "int32") for number in (0, 0, 3)), past=0)
-    >>> x, fresh = forward_cached(config, zeros, ops.zeros((1, 3), "int32"), span, cache, dtype="float32")
+    >>> ids, turns = ops.zeros((1, 3), "int32"), rotations(config, span.positions(3))
+    >>> x, fresh = forward_cached(config, zeros, ids, turns, span, cache, pick=span.last, dtype="float32")
     >>> tuple(x.shape), tuple(fresh[0][0].shape)
-    ((1, 3, 4), (1, 1, 3, 256))
+    ((1, 1, 4), (1, 1, 3, 256))
     """
     positions = span.positions(ids.shape[1])
     own = {window: attention_mask(positions, positions, window) for window in set(config.windows)}
@@ -218,21 +267,22 @@ def forward_cached(
         before = [(span.read(keys), span.read(values), past[window, keys.shape[2]])] if span.past else []
         return [*before, (k, v, own[window])]
 
-    return _layers(config, all_weights, ids, positions, look, dtype), fresh
+    return _layers(config, all_weights, ids, turns, look, pick, dtype), fresh
 
 
 def _layers(
     config: GemmaConfig,
     all_weights: Weights,
     ids: Int[Array, "B T"],
-    positions: Int[Array, "B T"],
+    turns: Rotations,
     look: Callable[[int, Array, Array], Sequence[Part]],
+    pick: Pick,
     dtype: str,
-) -> Float[Array, "B T D"]:
-    turns = _rotations(config, positions)
+) -> Float[Array, "B Q D"]:
     x = embed(config, all_weights["embedding"], ids, dtype)
     for index, window in enumerate(config.windows):
-        x = _block(x, _Layer(config, all_weights, index), turns[window is not None], partial(look, index))
+        wanted = pick if index == config.num_layers - 1 else every
+        x = _block(x, _Layer(config, all_weights, index), turns[window is not None], partial(look, index), wanted)
     return x
 
 

@@ -4,8 +4,10 @@
 Arrays are of whichever backend Keras runs on; letters are those of base/dims.py.
 """
 
+import math
 from typing import Any
 
+import keras
 from jaxtyping import Float, Int
 from keras import ops
 
@@ -26,7 +28,7 @@ def rms_norm(
     """
     wide = ops.cast(x, "float32")
     factor = ops.cast(scale, "float32") + (1.0 if plus_one else 0.0)
-    mean_square = ops.mean(ops.square(wide), axis=-1, keepdims=True)
+    mean_square = ops.sum(wide * wide, axis=-1, keepdims=True) * (1.0 / x.shape[-1])  # PyTorch's mean is slow
     return ops.cast(wide * ops.rsqrt(mean_square + eps) * factor, x.dtype)
 
 
@@ -46,19 +48,30 @@ def rope_angles(positions: Int[Array, "B T"], head_dim: int, base: float, scale:
     return ops.expand_dims(ops.cast(positions, "float32"), -1) * frequencies
 
 
+def sines(angles: Float[Array, "B T half"]) -> tuple[Float[Array, "B T 1 H"], Float[Array, "B T 1 H"]]:
+    """What `rotate` multiplies a head by: sines, of either sign for the two halves, and cosines.
+
+    >>> from keras import ops
+    >>> tuple(sines(ops.zeros((1, 3, 2)))[0].shape)
+    (1, 3, 1, 4)
+    """
+    sin, cos = ops.expand_dims(ops.sin(angles), 2), ops.expand_dims(ops.cos(angles), 2)
+    return ops.concatenate([-sin, sin], axis=-1), ops.concatenate([cos, cos], axis=-1)
+
+
 def rotate(
-    x: Float[Array, "B T N H"], sin: Float[Array, "B T half"], cos: Float[Array, "B T half"]
+    x: Float[Array, "B T N H"], sin: Float[Array, "B T 1 H"], cos: Float[Array, "B T 1 H"]
 ) -> Float[Array, "B T N H"]:
     """Turn each pair (i, i + H/2) of every head by its angle, in float32, rounded once.
 
     >>> from keras import ops
     >>> x = ops.array([[[[1.0, 0.0]]]])
-    >>> float(rotate(x, ops.ones((1, 1, 1)), ops.zeros((1, 1, 1)))[0, 0, 0, 1])
+    >>> float(rotate(x, *sines(ops.full((1, 1, 1), 3.14159265 / 2)))[0, 0, 0, 1])
     1.0
     """
-    first, second = ops.split(ops.cast(x, "float32"), 2, axis=-1)
-    sin, cos = ops.expand_dims(sin, 2), ops.expand_dims(cos, 2)
-    return ops.cast(ops.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1), x.dtype)
+    wide = ops.cast(x, "float32")
+    first, second = ops.split(wide, 2, axis=-1)
+    return ops.cast(wide * cos + ops.concatenate([second, first], axis=-1) * sin, x.dtype)
 
 
 def project(x: Float[Array, "*rest D"], weight: Float[Array, "*out D"]) -> Float[Array, "*rest outs"]:
@@ -73,7 +86,19 @@ def project(x: Float[Array, "*rest D"], weight: Float[Array, "*out D"]) -> Float
     True
     """
     matrix = ops.reshape(ops.cast(weight, x.dtype), (-1, x.shape[-1]))
+    if math.prod(x.shape) == x.shape[-1]:
+        return _project_row(x, matrix)
     return ops.matmul(x, ops.transpose(matrix))
+
+
+def _project_row(x: Float[Array, "*rest D"], matrix: Float[Array, "out D"]) -> Float[Array, "*rest out"]:
+    """One token's: what takes as long as reading the matrix does, in the words that each compiler understands."""
+    if keras.backend.backend() != "torch":
+        return ops.einsum("...d,od->...o", x, matrix)  # a transpose would become a copy inside XLA's loop
+    # a batch of shares of the matrix: PyTorch puts all cores to a batch, one to a matrix
+    shares = ops.reshape(matrix, (math.gcd(16, matrix.shape[0]), -1, matrix.shape[1]))
+    rows = ops.broadcast_to(ops.reshape(x, (1, 1, -1)), (shares.shape[0], 1, x.shape[-1]))
+    return ops.reshape(ops.matmul(rows, ops.swapaxes(shares, 1, 2)), (*x.shape[:-1], matrix.shape[0]))
 
 
 def softcap(x: Float[Array, "..."], cap: float | None) -> Float[Array, "..."]:

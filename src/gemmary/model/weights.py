@@ -28,7 +28,7 @@ def load_weights(checkpoint: Checkpoint, dtype: str) -> dict[str, Array]:
     (8, 4)
     """
     return {
-        path: backend_array(checkpoint.tensors[path](), precision(row, dtype), row.contracted)
+        path: backend_array(checkpoint.tensors[path](), precision(row, dtype))
         for path, row, _ in weights(checkpoint.config)
     }
 
@@ -43,11 +43,8 @@ def precision(row: Weight, dtype: str) -> str:
     return "float32" if row.is_norm else dtype
 
 
-def backend_array(array: NDArray[Any], dtype: str, contracted: int = 0) -> Array:
+def backend_array(array: NDArray[Any], dtype: str) -> Array:
     """A NumPy array as an array of the backend; without a copy where precision and memory allow.
-
-    The last `contracted` letters come first in PyTorch's memory, though not in the shape: so laid out, the product with
-    a single row runs twice as fast on some processors (MKL's on AMD), and no product runs slower.
 
     >>> import numpy as np
     >>> len(backend_array(np.float32([1, 2]), "bfloat16"))
@@ -60,8 +57,6 @@ def backend_array(array: NDArray[Any], dtype: str, contracted: int = 0) -> Array
 
     is_bfloat16 = array.dtype == ml_dtypes.bfloat16  # NumPy has none that PyTorch knows: pass its bits
     tensor = torch.from_numpy(np.ascontiguousarray(array.view(np.int16) if is_bfloat16 else array))
-    first, ahead = tuple(range(-contracted, 0)), tuple(range(contracted))
-    tensor = tensor.movedim(first, ahead).contiguous().movedim(ahead, first)
     return keras.ops.convert_to_tensor(tensor.view(torch.bfloat16) if is_bfloat16 else tensor)
 
 
