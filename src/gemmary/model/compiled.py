@@ -101,17 +101,18 @@ def _shortened(trace: Any) -> Any:
     import torch
 
     aten = torch.ops.aten
-    idle = (aten.alias, aten.expand, aten.lift_fresh_copy, aten.slice, aten.view, aten._to_copy)
+    idle = (aten.alias, aten.expand, aten.permute, aten.slice, aten.transpose, aten.view, aten._to_copy)
 
     def layout(node: Any) -> Any:
         value = node.meta["val"]
-        return value.shape, value.stride(), value.dtype
+        steps = [step for size, step in zip(value.shape, value.stride(), strict=True) if size > 1]
+        return value.shape, steps, value.dtype
 
     for node in trace.graph.nodes:
         if getattr(node.target, "overloadpacket", None) not in idle:
             continue
         source = node.args[0]
-        if source.op != "get_attr" and layout(source) == layout(node):
+        if layout(source) == layout(node):
             node.replace_all_uses_with(source)
         elif node.target == source.target == aten.view.default:
             node.replace_input_with(source, source.args[0])
