@@ -12,7 +12,8 @@ PACKAGE = Path(__file__).parents[1] / "src" / "gemmary"
 FLOORS = (  # from the ground up; the rooms of one floor are siblings
     {"base"},
     {"formats"},
-    {"text", "model", "native"},
+    {"native"},
+    {"text", "model"},
     {"generate"},
     {"train", "evaluate", "corpus"},
     {"safety"},

@@ -12,8 +12,9 @@ import pytest
 from gemmary.base.errors import CheckpointError, GemmaryError, InputError
 from gemmary.formats.content import Blocks
 from gemmary.formats.quantize import BlockType
-from gemmary.native import runtime
-from gemmary.native.runtime import Model, NativeChunk, blocks_of, library
+from gemmary.native import library as native_library
+from gemmary.native.library import library
+from gemmary.native.runtime import Model, NativeChunk, blocks_of
 
 sys.path.insert(0, str(Path(__file__).parent))
 import reference
@@ -190,12 +191,12 @@ def test_c_refuses_what_python_would_have_refused(make_tiny: Callable[..., Any])
 
 
 def test_a_missing_or_foreign_library_is_explained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(runtime, "_find", lambda name: None)
+    monkeypatch.setattr(native_library, "_find", lambda name: None)
     library.cache_clear()
-    with pytest.raises(GemmaryError, match=r"expected the native engine's library .* install a C compiler"):
+    with pytest.raises(GemmaryError, match=r"expected Gemmary's C library .* install a C compiler"):
         library()
     monkeypatch.undo()
-    monkeypatch.setattr(runtime, "ABI", 0)
+    monkeypatch.setattr(native_library, "ABI", 0)
     with pytest.raises(GemmaryError, match="expected the library of this version"):
         library()
     monkeypatch.undo()

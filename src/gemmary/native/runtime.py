@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The native library through ctypes: a model is made from arrays, run, and freed.
+"""The forward pass in C: a model is made from arrays, run, and freed.
 
     Model(config, ...) ─► load(tensors) ─► forward(chunks) / score(chunks, targets)
 
@@ -7,23 +7,20 @@ Sizes, types and ranges are checked here with a message, and again in C with a s
 """
 
 import ctypes
-import sys
 import weakref
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gemmary.base.config import GemmaConfig
-from gemmary.base.errors import CheckpointError, GemmaryError, InputError
+from gemmary.base.errors import CheckpointError, InputError
 from gemmary.formats.content import Blocks
 from gemmary.formats.quantize import LAYOUTS, BlockType
+from gemmary.native.library import ABI, address, library
 
-ABI = 1
 _WEIGHTS = (  # gemmary.h's order, by the paths of the weight table
     "embedding",
     "final_norm",
@@ -93,51 +90,6 @@ class _Config(ctypes.Structure):
 
 class _Chunk(ctypes.Structure):
     _fields_ = (("slot", ctypes.c_int32), ("start", ctypes.c_int32), ("length", ctypes.c_int32))
-
-
-@cache
-def library() -> ctypes.CDLL:
-    """The shared library, built when the package was installed.
-
-    Raises GemmaryError when it is not there.
-
-    >>> library().gemmary_kernels(999) is None
-    True
-    """
-    names = {"darwin": "libgemmary.dylib", "win32": "libgemmary.dll"}
-    path = _find(names.get(sys.platform, "libgemmary.so"))
-    if path is None:
-        raise GemmaryError(
-            "expected the native engine's library beside gemmary/native, found none: install a C compiler and the "
-            "package again (pip install --force-reinstall gemmary), or use the Keras engine"
-        )
-    loaded = ctypes.CDLL(str(path))
-    if not hasattr(loaded, "gemmary_abi") or loaded.gemmary_abi() != ABI:
-        raise GemmaryError(f"expected the library of this version, got another at {path}: install the package again")
-    pointer, i32, i64, size = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_size_t
-    declarations = {
-        "open": (i32, (ctypes.POINTER(_Config), ctypes.POINTER(pointer))),
-        "declare": (i32, (pointer, i32, i32, i32, i64, i64)),
-        "fill": (i32, (pointer, i32, i32, i64, i64, pointer, size)),
-        "forward": (i32, (pointer, ctypes.POINTER(_Chunk), i32, pointer, pointer)),
-        "score": (i32, (pointer, ctypes.POINTER(_Chunk), i32, pointer, pointer, pointer, pointer)),
-        "close": (None, (pointer,)),
-        "weight_bytes": (size, (pointer,)),
-        "cache_bytes": (size, (pointer,)),
-        "kernels_used": (ctypes.c_char_p, (pointer,)),
-        "kernels": (ctypes.c_char_p, (i32,)),
-    }
-    for name, (result, arguments) in declarations.items():
-        function = getattr(loaded, f"gemmary_{name}")
-        function.restype, function.argtypes = result, arguments
-    return loaded
-
-
-def _find(name: str) -> Path | None:
-    """The library beside this file, or where an editable install has put it; in a folder, so as to be no module."""
-    folders = [Path(__file__).parents[2], *map(Path, sys.path)]
-    paths = (folder / "gemmary" / "native" / "lib" / name for folder in folders)
-    return next((path for path in paths if path.is_file()), None)
 
 
 def kernel_sets() -> tuple[str, ...]:
@@ -241,7 +193,7 @@ class Model:
         """Run the chunks and return (B, V) logits after the last token of each."""
         logits = np.empty((len(chunks), self.config.vocab_size), np.float32)
         ids = self._ids([chunk.ids for chunk in chunks])
-        self._check(library().gemmary_forward(self._handle, *_as_c(chunks), _address(ids), _address(logits)), chunks)
+        self._check(library().gemmary_forward(self._handle, *_as_c(chunks), address(ids), address(logits)), chunks)
         return logits
 
     def score(
@@ -253,7 +205,7 @@ class Model:
         ids, wanted = self._ids([chunk.ids for chunk in chunks]), self._ids(targets)
         log_probs, is_greedy = np.empty(len(ids), np.float32), np.empty(len(ids), np.bool_)
         status = library().gemmary_score(
-            self._handle, *_as_c(chunks), _address(ids), _address(wanted), _address(log_probs), _address(is_greedy)
+            self._handle, *_as_c(chunks), address(ids), address(wanted), address(log_probs), address(is_greedy)
         )
         self._check(status, chunks)
         return log_probs, is_greedy
@@ -266,7 +218,7 @@ class Model:
         if raw.dtype != np.uint8 or raw.ndim != 1 or raw.size != expected or not raw.flags.c_contiguous:
             raise CheckpointError(f"expected {expected} bytes of {path}, got {raw.nbytes}: fetch the file again")
         weight, layer = _place(path)
-        self._check(library().gemmary_fill(self._handle, weight, layer, first, count, _address(raw), raw.size), path)
+        self._check(library().gemmary_fill(self._handle, weight, layer, first, count, address(raw), raw.size), path)
 
     def _ids(self, sequences: Iterable[Sequence[int]]) -> NDArray[np.int32]:
         flat = np.fromiter((token for ids in sequences for token in ids), np.int64)
@@ -310,7 +262,3 @@ def _place(path: str) -> tuple[int, int]:
 
 def _as_c(chunks: Sequence[NativeChunk]) -> tuple[ctypes.Array[_Chunk], int]:
     return (_Chunk * len(chunks))(*(_Chunk(slot, start, len(ids)) for slot, start, ids in chunks)), len(chunks)
-
-
-def _address(array: NDArray[Any]) -> int:
-    return int(array.ctypes.data)

@@ -18,7 +18,7 @@
 #define GEMMARY_API
 #endif
 
-#define GEMMARY_ABI 1 /* changes with every change of this file that a caller must know of */
+#define GEMMARY_ABI 2 /* changes with every change of this file that a caller must know of */
 
 typedef enum gemmary_status {
     GEMMARY_OK = 0,
