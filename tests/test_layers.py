@@ -70,6 +70,7 @@ def test_an_upward_a_sideways_and_a_framework_import_are_found() -> None:
     cases = {
         "base/config.py": "from gemmary.formats.tensors import TABLE",
         "text/chat.py": "def f():\n    import gemmary.model.gemma",
+        "native/pieces.py": "from gemmary.text.tokenizer import Tokenizer",
         "generate/sampling.py": "if True:\n    from torch import nn",
         "cli/main.py": "from gemmary import load",
     }

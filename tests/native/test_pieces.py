@@ -76,7 +76,7 @@ def test_ids_are_those_of_plain_python(seed: int) -> None:
 def test_words_that_take_each_other_s_place_keep_their_ids() -> None:
     draw = random.Random(3)
     encoder = Encoder(vocabulary_of({"ab": -1.0, "cd": -2.0, "abcd": -3.0, "e": -4.0, SPACE: 0.0}, [], [], True))
-    words = ["".join(draw.choices("abcde", k=9)) + " " for _ in range(100_000)]  # more than are remembered
+    words = ["".join(draw.choices("abcde", k=9)) + " " for _ in range(200_000)]  # more than are remembered
     each = [encoder.encode(word.encode()) for word in words]
     for _ in range(2):
         assert np.array_equal(encoder.encode("".join(words).encode()), np.concatenate(each))

@@ -1,1 +1,1 @@
-"""The forward pass in C, and its face in Python."""
+"""The library in C, tokens and the forward pass, and its face in Python."""

@@ -23,7 +23,7 @@ class _Pieces(ctypes.Structure):
 
 
 class Encoder:
-    """The ids of texts, for one vocabulary; words met before are remembered, up to 4 MiB for each thread.
+    """The ids of texts, for one vocabulary; words met before are remembered, up to 8 MiB for each thread.
 
     >>> pieces = ["<pad>", "<eos>", "<bos>", "<unk>", "a", "▁", "▁a"]
     >>> encoder = Encoder(Vocabulary.from_rows(pieces, [0] * 7, [3, 3, 3, 2, 1, 1, 1]))

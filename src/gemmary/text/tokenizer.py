@@ -15,6 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from operator import index
 
+import numpy as np
+
 from gemmary.base.errors import InputError
 from gemmary.formats.sentencepiece import SPACE, Kind, Vocabulary
 from gemmary.native.pieces import Encoder
@@ -130,7 +132,8 @@ class Tokenizer:
         if cores == 1 or sum(map(len, texts)) < PARALLEL:
             return [self.encode(text) for text in texts]
         with ThreadPoolExecutor(cores) as pool:
-            return list(pool.map(self.encode, texts))
+            shares = pool.map(lambda share: [self.encode(text) for text in share], _shares(texts, 4 * cores))
+            return [ids for share in shares for ids in share]
 
     @cached_property
     def _encoder(self) -> Encoder:
@@ -200,3 +203,10 @@ def replace_invalid(text: str) -> str:
     'a\ufffd\ufffd'
     """
     return text if text.isascii() else re.sub("[\udc80-\udcff]", "\ufffd", text)
+
+
+def _shares(texts: Sequence[str], count: int) -> list[Sequence[str]]:
+    """The texts in `count` runs of about the same number of characters."""
+    ends = np.cumsum([len(text) for text in texts])
+    edges = np.searchsorted(ends, np.arange(1, count) * ends[-1] / count).tolist()
+    return [texts[start:end] for start, end in zip([0, *edges], [*edges, len(texts)], strict=True)]

@@ -7,7 +7,6 @@
  * A text may be cut between two characters that are neighbours in no piece: merging only ever makes pieces, and
  * user-defined ones are found whole, so neither reaches over such a cut. All characters past ASCII count as one.
  */
-#include <math.h>
 #include <stdlib.h>
 
 #include "internal.h"
@@ -15,9 +14,9 @@
 
 enum { MERGED = 1, TAKEN_WHOLE = 4, MOST_PIECES = 1 << 26, MOST_BYTES = UINT16_MAX };
 enum { PAST_ASCII = 128, CLASSES };
-enum { ADJACENT = 1, BEGINS = 2 };  /* two characters: neighbours in a piece; how a user-defined one begins */
-enum { SHORT = 64 };                           /* symbols; from here on a heap is faster than looking at every pair */
-enum { SLOTS = 1 << 16, WORD = 24, KEPT = 9 }; /* words kept, and how many bytes and ids those have at most */
+enum { ADJACENT = 1, BEGINS = 2 }; /* two characters: neighbours in a piece; how a user-defined one begins */
+enum { SHORT = 64 }; /* symbols; from here on a heap is faster than looking at every pair */
+enum { SLOTS = 1 << 17, WORD = 24, KEPT = 9 }; /* words kept, and how many bytes and ids those have at most */
 
 typedef struct { /* length 0 is a free place */
     uint32_t offset;
@@ -49,7 +48,7 @@ typedef struct { /* length 0 is free; of two words for one place the later stays
 } Slot;
 
 struct gemmary_encoder {
-    Slot *slots;
+    Slot *slots; /* hashed by text */
     const gemmary_vocabulary *v;
     int32_t *ids; /* of the call that runs */
     size_t count, room;
@@ -313,6 +312,8 @@ static void merge(gemmary_encoder *e, const uint8_t *text, size_t size) {
         at += char_bytes(text + at, size - at);
         symbols[n] = NULL; /* a character is looked up when it is known to stay */
     }
+    for (size_t i = 0; i + 1 < n; i++) /* they lie far apart: fetch all of them at once */
+        __builtin_prefetch(&v->table[hash_of(text + starts[i], starts[i + 2] - starts[i]) & v->mask]);
     for (size_t i = 0; i + 1 < n; i++) pairs[i] = find(v, text + starts[i], starts[i + 2] - starts[i]);
     for (;;) {
         const Piece *best = NULL;

@@ -26,7 +26,7 @@ typedef struct gemmary_encoder gemmary_encoder;
 /* Make a vocabulary of pieces of 1 to 65535 bytes, which are copied; *out is set on success only. */
 GEMMARY_API gemmary_status gemmary_vocabulary_open(const gemmary_pieces *pieces, gemmary_vocabulary **out);
 
-/* Make an encoder, which keeps up to 4 MiB of words it has met; *out is set on success only. */
+/* Make an encoder, which keeps up to 8 MiB of words it has met; *out is set on success only. */
 GEMMARY_API gemmary_status gemmary_encoder_open(const gemmary_vocabulary *vocabulary, gemmary_encoder **out);
 
 /* Write the ids of a text to `ids` and their number to *count. One id for each byte is always room enough, or three
