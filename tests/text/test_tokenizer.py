@@ -3,6 +3,7 @@
 
 import http.client
 import json
+import pickle
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -211,6 +212,12 @@ def test_batches_equal_single_texts_on_one_core_and_on_all(gemma: Tokenizer, mon
     assert gemma.encode_batch(texts) == single
     assert gemma.encode_batch(["", "x", ""]) == [[], gemma.encode("x"), []]
     assert gemma.encode_batch([]) == []
+
+
+def test_a_copy_for_another_process_gives_the_same_ids(vocabulary_of: Callable[..., Vocabulary]) -> None:
+    tokenizer = Tokenizer(vocabulary_of(["ab", "b"], []))
+    ids = tokenizer.encode("abba")
+    assert pickle.loads(pickle.dumps(tokenizer)).encode("abba") == ids
 
 
 @pytest.mark.parametrize("encode", ["encode", "prompt"])

@@ -3,6 +3,7 @@
 
 import ctypes
 import weakref
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,7 +56,7 @@ class Encoder:
         )
         handle = ctypes.c_void_p()
         self._check(library().gemmary_vocabulary_open(ctypes.byref(rows), ctypes.byref(handle)))
-        weakref.finalize(self, library().gemmary_vocabulary_close, handle)
+        _close_with(self, library().gemmary_vocabulary_close, handle)
         space = vocabulary.ids.get(SPACE)
         self._most_ids = 1 if space is not None and kinds[space] in _FOUND else 3  # a byte; U+2581 itself has three
         self._vocabulary = handle
@@ -78,7 +79,7 @@ class Encoder:
     def _open(self) -> ctypes.c_void_p:
         encoder = ctypes.c_void_p()
         self._check(library().gemmary_encoder_open(self._vocabulary, ctypes.byref(encoder)))
-        weakref.finalize(self, library().gemmary_encoder_close, encoder)
+        _close_with(self, library().gemmary_encoder_close, encoder)
         return encoder
 
     def _check(self, status: int) -> None:
@@ -86,6 +87,11 @@ class Encoder:
             raise InputError("expected memory for the vocabulary and the text, the system has no more: cut the text")
         if status:
             raise FileError(f"expected pieces of at most {_LONGEST} bytes, got a longer one: use a Gemma vocabulary")
+
+
+def _close_with(owner: Encoder, close: Callable[[ctypes.c_void_p], None], handle: ctypes.c_void_p) -> None:
+    """Close with the owner, but not at the interpreter's end, when daemon threads may still be inside."""
+    weakref.finalize(owner, close, handle).atexit = False
 
 
 def _offsets(text: NDArray[np.uint8], pieces: tuple[str, ...]) -> NDArray[np.uint32]:

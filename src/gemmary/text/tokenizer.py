@@ -135,6 +135,9 @@ class Tokenizer:
             shares = pool.map(lambda share: [self.encode(text) for text in share], _shares(texts, 4 * cores))
             return [ids for share in shares for ids in share]
 
+    def __reduce__(self) -> tuple[type["Tokenizer"], tuple[Vocabulary]]:
+        return Tokenizer, (self.vocabulary,)  # what is in C is made anew where the copy is used
+
     @cached_property
     def _encoder(self) -> Encoder:
         return Encoder(self.vocabulary)

@@ -41,7 +41,7 @@ struct gemmary_vocabulary {
     uint8_t pairs[CLASSES * CLASSES];
 };
 
-typedef struct { /* length 0 is free; of two words for one place the later stays */
+typedef struct { /* length 0 is free; a word has one of two places, from which the older of two others goes */
     uint64_t text[WORD / 8];
     uint16_t length, count;
     int32_t ids[KEPT];
@@ -350,6 +350,10 @@ static void encode_new(gemmary_encoder *e, const uint8_t *word, size_t size) {
     merge(e, word + start, size - start);
 }
 
+static inline bool is_word(const Slot *slot, const uint64_t *text, size_t size) {
+    return slot->length == size && slot->text[0] == text[0] && slot->text[1] == text[1] && slot->text[2] == text[2];
+}
+
 static void encode_word(gemmary_encoder *e, const uint8_t *word, size_t size) {
     if (size > WORD) {
         encode_new(e, word, size);
@@ -359,17 +363,19 @@ static void encode_word(gemmary_encoder *e, const uint8_t *word, size_t size) {
     if (size > 8) text[1] = load(word + (size < 16 ? size - 8 : 8), 8);
     if (size > 16) text[2] = load(word + size - 8, 8);
     uint64_t hash = mixed(mixed(mixed(mixed(text[0] ^ size) ^ text[1]) ^ text[2]));
-    Slot *slot = &e->slots[hash % SLOTS];
-    if (slot->length == size && !memcmp(slot->text, text, sizeof text)) {
-        if (e->room - e->count >= KEPT) memcpy(e->ids + e->count, slot->ids, sizeof slot->ids), e->count += slot->count;
-        else for (size_t i = 0; i < slot->count; i++) append(e, slot->ids[i]);
+    Slot *slots = &e->slots[hash % (SLOTS / 2) * 2];
+    const Slot *known = is_word(&slots[0], text, size) ? &slots[0] : is_word(&slots[1], text, size) ? &slots[1] : NULL;
+    if (known) {
+        if (e->room - e->count >= KEPT) memcpy(e->ids + e->count, known->ids, sizeof known->ids), e->count += known->count;
+        else for (size_t i = 0; i < known->count; i++) append(e, known->ids[i]);
         return;
     }
     size_t first = e->count;
     encode_new(e, word, size);
     if (e->count - first > KEPT || e->status != GEMMARY_OK) return;
-    *slot = (Slot){{text[0], text[1], text[2]}, (uint16_t)size, (uint16_t)(e->count - first), {0}};
-    memcpy(slot->ids, e->ids + first, slot->count * sizeof *slot->ids);
+    slots[1] = slots[0];
+    slots[0] = (Slot){{text[0], text[1], text[2]}, (uint16_t)size, (uint16_t)(e->count - first), {0}};
+    memcpy(slots->ids, e->ids + first, slots->count * sizeof *slots->ids);
 }
 
 static size_t word_end(const gemmary_vocabulary *v, const uint8_t *text, size_t at, size_t size) {
