@@ -366,8 +366,7 @@ static void encode_word(gemmary_encoder *e, const uint8_t *word, size_t size) {
     Slot *slots = &e->slots[hash % (SLOTS / 2) * 2];
     const Slot *known = is_word(&slots[0], text, size) ? &slots[0] : is_word(&slots[1], text, size) ? &slots[1] : NULL;
     if (known) {
-        if (e->room - e->count >= KEPT) memcpy(e->ids + e->count, known->ids, sizeof known->ids), e->count += known->count;
-        else for (size_t i = 0; i < known->count; i++) append(e, known->ids[i]);
+        for (size_t i = 0; i < known->count; i++) append(e, known->ids[i]);
         return;
     }
     size_t first = e->count;
