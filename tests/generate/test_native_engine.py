@@ -15,12 +15,13 @@ from gemmary.generate.batched import BatchedGenerator
 from gemmary.generate.generator import Chunk
 from gemmary.generate.native_engine import NativeEngine
 from gemmary.generate.request import Request
+from gemmary.native.runtime import kernel_sets
 from gemmary.text.tokenizer import Tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 
-def generator(path: Path, **settings: int) -> BatchedGenerator:
+def generator(path: Path, **settings: int | str) -> BatchedGenerator:
     checkpoint = open_checkpoint(path)
     assert checkpoint.vocabulary is not None
     return BatchedGenerator(NativeEngine(checkpoint, **settings), Tokenizer(checkpoint.vocabulary))  # type: ignore[arg-type]
@@ -33,6 +34,17 @@ def test_the_golden_says_its_words(chunk_length: int, num_slots: int) -> None:
     expected = json.loads((GOLDEN / "expected.json").read_text())
     requests = [Request(each["prompt"], max_tokens=len(each["ids"])) for each in expected]
     for reply, each in zip(golden.complete(requests * 2), expected * 2, strict=True):
+        assert (reply.text, list(reply.ids)) == (each["text"], each["ids"])
+
+
+@pytest.mark.parametrize("kernels", kernel_sets())
+def test_the_golden_says_its_words_with_every_set_of_kernels(kernels: str) -> None:
+    try:
+        golden = generator(GOLDEN / "model", kernels=kernels)
+    except InputError:
+        pytest.skip(f"this processor lacks the instructions of {kernels}")
+    for each in json.loads((GOLDEN / "expected.json").read_text()):
+        [reply] = golden.complete([Request(each["prompt"], max_tokens=len(each["ids"]))])
         assert (reply.text, list(reply.ids)) == (each["text"], each["ids"])
 
 

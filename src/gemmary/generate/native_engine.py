@@ -27,12 +27,13 @@ class NativeEngine:
     depend on the number of threads, on how a prompt is cut into chunks or on what else runs, to the last bit.
 
     >>> from gemmary.base.config import GemmaConfig
+    >>> from gemmary.native.runtime import kernel_sets
     >>> config = GemmaConfig(vocab_size=32, num_layers=1, model_dim=8, num_heads=2, num_kv_heads=1, mlp_dim=16)
     >>> ones = {path: lambda row=row: np.ones(row.shape(config), np.float32) for path, row, _ in weights(config)}
     >>> engine = NativeEngine(Checkpoint(config=config, tensors=ones, vocabulary=None), max_length=8)
     >>> engine.logits([Chunk(slot=0, start=0, ids=(2, 5))]).shape
     (1, 32)
-    >>> engine.kernels in ("avx512", "avx2", "portable"), engine.cache_bytes, engine.weight_bytes > 0
+    >>> engine.kernels in kernel_sets(), engine.cache_bytes, engine.weight_bytes > 0
     (True, 16384, True)
 
     Raises InputError for sizes, threads or kernels that cannot be had, CheckpointError for weights that do not fit.
@@ -86,7 +87,7 @@ class NativeEngine:
 
     @property
     def kernels(self) -> str:
-        """The name of the kernels in use: portable, avx2, avx512."""
+        """The name of the kernels in use: of `gemmary.native.runtime.kernel_sets()`."""
         return self._model.kernels
 
     @property

@@ -86,7 +86,7 @@ typedef struct {
     float (*max)(const float *x, size_t n);
 } Kernels;
 
-extern const Kernels gemmary_portable, gemmary_avx2, gemmary_avx512;
+extern const Kernels gemmary_portable, gemmary_avx2, gemmary_avx512, gemmary_neon, gemmary_dotprod, gemmary_i8mm;
 const Kernels *gemmary_find_kernels(const char *name); /* NULL finds the best; returns NULL when there is none */
 
 /* weights.c */

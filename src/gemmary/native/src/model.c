@@ -8,6 +8,8 @@
 static const Kernels *const KERNELS[] = {
 #ifdef GEMMARY_X86
     &gemmary_avx512, &gemmary_avx2,
+#elif defined(GEMMARY_ARM)
+    &gemmary_i8mm, &gemmary_dotprod, &gemmary_neon,
 #endif
     &gemmary_portable,
 };

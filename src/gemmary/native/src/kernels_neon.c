@@ -1,0 +1,273 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Kernels for Arm, built three times from this text: for every AArch64 (neon), with the dot product (GEMMARY_DOTPROD),
+ * and with the matrix product too (GEMMARY_I8MM). All three compute the same bits. Codes become signed bytes:
+ *
+ *     bits of a code   as a signed byte   minimum
+ *     4, 5, 6          the code           the matrix's
+ *     8                the code - 128     none, for 128 is the code that means 0
+ *
+ * A register holds four codes of each of four rows; in a panel for the matrix product, eight of each of two rows. */
+#include <arm_neon.h>
+
+#if defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
+
+#include "rows.h"
+
+#define INLINE static inline __attribute__((always_inline))
+
+typedef int32x4_t Ints;
+typedef float32x4_t Floats;
+
+enum { TILE = 4, STEP = 16 }; /* tokens of a tile; columns whose activations fill a register */
+
+#if defined(GEMMARY_I8MM)
+#define KERNELS gemmary_i8mm
+#define NAME "i8mm"
+#define NEEDS "I8MM"
+enum { FIRST_BITS = 1 << 20, SECOND_BITS = 1 << 13 }; /* of Linux's arch/arm64/include/uapi/asm/hwcap.h */
+#elif defined(GEMMARY_DOTPROD)
+#define KERNELS gemmary_dotprod
+#define NAME "dotprod"
+#define NEEDS "DotProd"
+enum { FIRST_BITS = 1 << 20, SECOND_BITS = 0 };
+#else
+#define KERNELS gemmary_neon
+#define NAME "neon"
+#endif
+
+static bool runs_here(void) {
+#if !defined(NEEDS)
+    return true;
+#elif defined(__linux__)
+    return !(FIRST_BITS & ~getauxval(AT_HWCAP)) && !(SECOND_BITS & ~getauxval(AT_HWCAP2));
+#elif defined(__APPLE__)
+    int value = 0;
+    size_t size = sizeof value;
+    return !sysctlbyname("hw.optional.arm.FEAT_" NEEDS, &value, &size, NULL, 0) && value;
+#else
+    return false;
+#endif
+}
+
+/* sums[r] += four codes of row r times activations 4 lane .. 4 lane + 3 */
+#if defined(NEEDS)
+#define ADD_QUAD(sums, codes, a, lane) vdotq_laneq_s32(sums, codes, a, lane)
+#else
+#define ADD_QUAD(sums, codes, a, lane) \
+    add_quad(sums, codes, vreinterpretq_s8_s32(vdupq_laneq_s32(vreinterpretq_s32_s8(a), lane)))
+
+INLINE Ints add_quad(Ints sums, int8x16_t codes, int8x16_t a) { /* 2 * 128 * 127 fits in 16 bits */
+    int16x8_t left = vmull_s8(vget_low_s8(codes), vget_low_s8(a)), right = vmull_high_s8(codes, a);
+    return vpadalq_s16(sums, vpaddq_s16(left, right));
+}
+#endif
+
+INLINE Ints add_quads(Ints sums, const int8x16_t codes[4], int8x16_t a) {
+    sums = ADD_QUAD(ADD_QUAD(sums, codes[0], a, 0), codes[1], a, 1);
+    return ADD_QUAD(ADD_QUAD(sums, codes[2], a, 2), codes[3], a, 3);
+}
+
+/* The codes of four rows at quads 2i and 2i + 1. */
+INLINE void codes_at(const uint8_t *base, const uint8_t *extra, int bits, int i, int8x16_t out[2]) {
+    uint8x16_t v = vld1q_u8(base + i * VECTOR), codes[2] = {vandq_u8(v, vdupq_n_u8(15)), vshrq_n_u8(v, 4)};
+    UNROLL for (int j = 0; j < 2; j++) {
+        int at = (2 * i + j) * bits;
+        if (bits) {
+            uint8x16_t rest = vshlq_u8(vld1q_u8(extra + at / 8 * VECTOR), vdupq_n_s8((int8_t)(-(at % 8))));
+            rest = vandq_u8(rest, vdupq_n_u8((uint8_t)((1 << bits) - 1)));
+            codes[j] = vorrq_u8(vshlq_u8(codes[j], vdupq_n_s8((int8_t)bits)), rest);
+        }
+        if (bits == 4) codes[j] = veorq_u8(codes[j], vdupq_n_u8(128));
+        out[j] = vreinterpretq_s8_u8(codes[j]);
+    }
+}
+
+/* Scales and minima of 16 rows; [1] is of the second half of the columns, with SCALE_HALVES only. */
+INLINE void scales_at(const Packing *p, const uint8_t *at, const uint8_t *super, int scaling, float scales[2][BLOCK],
+                      float minima[2][BLOCK]) {
+    const bool is_plain = scaling == SCALE_F16 || scaling == SCALE_F16_MIN;
+    const __fp16 *d = (const __fp16 *)(is_plain ? at : super), *e = d + BLOCK;
+    const float down = p->extra_bits == 4 ? 0 : -(float)p->center;
+    for (int half = 0; half < (scaling == SCALE_HALVES ? 2 : 1); half++) {
+        const uint8_t *s = at + half * BLOCK, *t = at + BLOCK;
+        REDUCE(omp simd)
+        for (int r = 0; r < BLOCK; r++) {
+            float scale = scaling == SCALE_SUPER ? d[r] * (float)s[r] : is_plain ? d[r] : d[r] * (float)(int8_t)s[r];
+            float minimum = scaling == SCALE_SUPER ? -e[r] * (float)t[r] : scaling == SCALE_F16_MIN ? e[r] : down * scale;
+            scales[half][r] = scale;
+            minima[half][r] = minimum;
+        }
+    }
+}
+
+/* y[r] += scale[r] * a_scale * sums[r] + minimum[r] * a_sum, for four rows */
+INLINE Floats added(Floats y, Ints sums, const float *scale, const float *minimum, float a_scale, float a_sum) {
+    y = vfmaq_f32(y, vmulq_n_f32(vld1q_f32(scale), a_scale), vcvtq_f32_s32(sums));
+    return vfmaq_n_f32(y, vld1q_f32(minimum), a_sum);
+}
+
+INLINE void matvec_of(const Matrix *w, size_t block, const Activations *x, size_t row, float *y, int bits, int scaling) {
+    const int8_t *a = x->codes + row * x->columns;
+    const float *a_scales = x->scales + row * x->groups, *a_sums = x->sums + row * x->groups;
+    const float *a_halves = x->halves + 2 * row * x->groups;
+    const uint8_t *super = matrix_super(w, block, 0), *extra = bits ? matrix_extra(w, block, 0) : super, *at = super;
+    const size_t scale_bytes = scaling == SCALE_F16_MIN ? 64 : 32;
+    const bool halves = scaling == SCALE_HALVES;
+    Floats total[4] = {0};
+    float scales[2][BLOCK], minima[2][BLOCK];
+    for (size_t g = 0; g < w->groups; g++, at += scale_bytes + 4 * VECTOR, extra += bits * VECTOR, a += GROUP) {
+        if (g % 8 == 0) {
+            super = at;
+            at += w->packing.super_bytes;
+        }
+        scales_at(&w->packing, at, super, scaling, scales, minima);
+        UNROLL for (int four = 0; four < 4; four++) {
+            Ints sums = vdupq_n_s32(0);
+            UNROLL for (int part = 0; part < 2; part++) {
+                int8x16_t codes[4];
+                UNROLL for (int i = 0; i < 2; i++)
+                    codes_at(at + scale_bytes + 16 * four, extra + 16 * four, bits, 2 * part + i, codes + 2 * i);
+                sums = add_quads(sums, codes, vld1q_s8(a + STEP * part));
+                if (!halves && part == 0) continue;
+                float a_sum = halves ? a_halves[2 * g + (size_t)part] : a_sums[g];
+                const float *scale = scales[halves * part] + 4 * four, *minimum = minima[halves * part] + 4 * four;
+                total[four] = added(total[four], sums, scale, minimum, a_scales[g], a_sum);
+                sums = vdupq_n_s32(0);
+            }
+        }
+    }
+    UNROLL for (int four = 0; four < 4; four++) vst1q_f32(y + 4 * four, total[four]);
+}
+
+static void matvec(const Matrix *w, size_t block, const Activations *x, size_t row, float *y) {
+    switch (w->packing.scaling * 8 + w->packing.extra_bits) {
+    case SCALE_F16 * 8 + 0: matvec_of(w, block, x, row, y, 0, SCALE_F16); break;
+    case SCALE_F16 * 8 + 1: matvec_of(w, block, x, row, y, 1, SCALE_F16); break;
+    case SCALE_F16 * 8 + 4: matvec_of(w, block, x, row, y, 4, SCALE_F16); break;
+    case SCALE_F16_MIN * 8 + 0: matvec_of(w, block, x, row, y, 0, SCALE_F16_MIN); break;
+    case SCALE_F16_MIN * 8 + 1: matvec_of(w, block, x, row, y, 1, SCALE_F16_MIN); break;
+    case SCALE_SUPER * 8 + 0: matvec_of(w, block, x, row, y, 0, SCALE_SUPER); break;
+    case SCALE_SUPER * 8 + 1: matvec_of(w, block, x, row, y, 1, SCALE_SUPER); break;
+    default: matvec_of(w, block, x, row, y, 2, SCALE_HALVES);
+    }
+}
+
+INLINE void unpack_of(const Matrix *w, size_t block, size_t group, size_t count, Panel *panel, int bits) {
+    for (size_t g = 0; g < count; g++) {
+        const uint8_t *at = matrix_group(w, block, group + g), *base = at + w->packing.scale_bytes;
+        const uint8_t *extra = bits ? matrix_extra(w, block, group + g) : base;
+        UNROLL for (int i = 0; i < 4; i++)
+            UNROLL for (int four = 0; four < 4; four++) {
+                int8x16_t codes[2];
+                int8_t *to = (int8_t *)panel->codes[g] + 2 * i * VECTOR;
+                codes_at(base + 16 * four, extra + 16 * four, bits, i, codes);
+#if defined(GEMMARY_I8MM)
+                Ints left = vreinterpretq_s32_s8(codes[0]), right = vreinterpretq_s32_s8(codes[1]);
+                vst1q_s8(to + 32 * four, vreinterpretq_s8_s32(vzip1q_s32(left, right)));
+                vst1q_s8(to + 32 * four + 16, vreinterpretq_s8_s32(vzip2q_s32(left, right)));
+#else
+                vst1q_s8(to + 16 * four, codes[0]);
+                vst1q_s8(to + VECTOR + 16 * four, codes[1]);
+#endif
+            }
+        const uint8_t *super = matrix_super(w, block, group + g);
+        scales_at(&w->packing, at, super, w->packing.scaling, panel->scales[g], panel->minima[g]);
+    }
+}
+
+static void unpack(const Matrix *w, size_t block, size_t group, size_t count, Panel *panel) {
+    switch (w->packing.extra_bits) {
+    case 0: unpack_of(w, block, group, count, panel, 0); break;
+    case 1: unpack_of(w, block, group, count, panel, 1); break;
+    case 2: unpack_of(w, block, group, count, panel, 2); break;
+    default: unpack_of(w, block, group, count, panel, 4);
+    }
+}
+
+/* sums[t][i] = unpacked codes of rows 4i .. 4i+3 times activations of token t, over 16 columns, `steps` times */
+INLINE void dots(const int8_t *codes, const int8_t *const a[TILE], int steps, int tokens, Ints sums[TILE][4]) {
+#if defined(GEMMARY_I8MM)
+    Ints squares[TILE / 2][8] = {0}; /* two rows times two tokens */
+    UNROLL for (int i = 0; i < 2 * steps; i++) {
+        int8x16_t both[TILE / 2];
+        UNROLL for (int t = 0; t < tokens; t += 2) both[t / 2] = vcombine_s8(vld1_s8(a[t] + 8 * i), vld1_s8(a[t + 1] + 8 * i));
+        UNROLL for (int two = 0; two < 8; two++) {
+            int8x16_t rows = vld1q_s8(codes + 2 * i * VECTOR + 16 * two);
+            UNROLL for (int t = 0; t < tokens; t += 2) squares[t / 2][two] = vmmlaq_s32(squares[t / 2][two], rows, both[t / 2]);
+        }
+    }
+    UNROLL for (int t = 0; t < tokens; t++)
+        UNROLL for (int i = 0; i < 4; i++) {
+            Ints upper = squares[t / 2][2 * i], lower = squares[t / 2][2 * i + 1];
+            sums[t][i] = t % 2 ? vuzp2q_s32(upper, lower) : vuzp1q_s32(upper, lower);
+        }
+#else
+    UNROLL for (int t = 0; t < tokens; t++)
+        UNROLL for (int i = 0; i < 4; i++) sums[t][i] = vdupq_n_s32(0);
+    UNROLL for (int step = 0; step < steps; step++)
+        UNROLL for (int i = 0; i < 4; i++) {
+            int8x16_t four[4];
+            UNROLL for (int q = 0; q < 4; q++) four[q] = vld1q_s8(codes + (4 * step + q) * VECTOR + 16 * i);
+            UNROLL for (int t = 0; t < tokens; t++) sums[t][i] = add_quads(sums[t][i], four, vld1q_s8(a[t] + STEP * step));
+        }
+#endif
+}
+
+/* `parts` of a group have scales of their own; tokens beyond `num_rows` repeat the last and are not written. */
+INLINE void tile_of(const Panel *panel, size_t group, size_t count, const Activations *x, size_t row, size_t num_rows,
+                    float *y, size_t stride, int tokens, int parts) {
+    const int8_t *a[TILE];
+    UNROLL for (int t = 0; t < tokens; t++) {
+        size_t token = row + ((size_t)t < num_rows ? (size_t)t : num_rows - 1);
+        a[t] = x->codes + token * x->columns + group * GROUP;
+    }
+    for (size_t g = 0; g < count; g++)
+        UNROLL for (int part = 0; part < parts; part++) {
+            const float *scale = panel->scales[g][part], *minimum = panel->minima[g][part];
+            Ints sums[TILE][4];
+            dots((const int8_t *)panel->codes[g] + part * 4 * VECTOR, a, 2 / parts, tokens, sums);
+            UNROLL for (int t = 0; t < tokens; t++) {
+                a[t] += GROUP / parts;
+                if ((size_t)t >= num_rows) continue;
+                size_t at = (row + (size_t)t) * x->groups + group + g;
+                float a_sum = parts == 2 ? x->halves[2 * at + (size_t)part] : x->sums[at], *to = y + (size_t)t * stride;
+                UNROLL for (int i = 0; i < 4; i++)
+                    vst1q_f32(to + 4 * i, added(vld1q_f32(to + 4 * i), sums[t][i], scale + 4 * i, minimum + 4 * i, x->scales[at], a_sum));
+            }
+        }
+}
+
+static void tile(const Matrix *w, const Panel *panel, size_t group, size_t count, const Activations *x, size_t row,
+                 size_t num_rows, float *y, size_t stride) {
+    switch ((w->packing.scaling == SCALE_HALVES) * 2 + (num_rows > 2)) {
+    case 0: tile_of(panel, group, count, x, row, num_rows, y, stride, 2, 1); break;
+    case 1: tile_of(panel, group, count, x, row, num_rows, y, stride, 4, 1); break;
+    case 2: tile_of(panel, group, count, x, row, num_rows, y, stride, 2, 2); break;
+    default: tile_of(panel, group, count, x, row, num_rows, y, stride, 4, 2);
+    }
+}
+
+INLINE void mix_of(float *c, size_t ldc, const float *a, size_t lda, const uint16_t *b, int m, size_t k, bool adds) {
+    Floats sums[4][4];
+    UNROLL for (int i = 0; i < m; i++)
+        UNROLL for (int j = 0; j < 4; j++) sums[i][j] = adds ? vld1q_f32(c + (size_t)i * ldc + 4 * j) : vdupq_n_f32(0);
+    for (size_t at = 0; at < k; at++)
+        UNROLL for (int j = 0; j < 4; j++) { /* a bfloat16 is the upper half of a float */
+            Floats row = vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(b + at * BLOCK + 4 * j), 16));
+            UNROLL for (int i = 0; i < m; i++) sums[i][j] = vfmaq_n_f32(sums[i][j], row, a[(size_t)i * lda + at]);
+        }
+    UNROLL for (int i = 0; i < m; i++)
+        UNROLL for (int j = 0; j < 4; j++) vst1q_f32(c + (size_t)i * ldc + 4 * j, sums[i][j]);
+}
+
+static void mix(float *c, size_t ldc, const float *a, size_t lda, const uint16_t *b, size_t m, size_t k, bool adds) {
+    for (; m >= 4; m -= 4, c += 4 * ldc, a += 4 * lda) mix_of(c, ldc, a, lda, b, 4, k, adds);
+    for (; m; m--, c += ldc, a += lda) mix_of(c, ldc, a, lda, b, 1, k, adds);
+}
+
+const Kernels KERNELS = {
+    .name = NAME, .runs_here = runs_here, .tile_rows = TILE, .matvec = matvec, .unpack = unpack, .tile = tile, .mix = mix, ROW_KERNELS};
