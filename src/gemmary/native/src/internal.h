@@ -154,8 +154,8 @@ static inline const uint8_t *matrix_super(const Matrix *m, size_t block, size_t 
     return matrix_group(m, block, group / 8 * 8) - m->packing.super_bytes;
 }
 
-static inline const uint8_t *matrix_extra(const Matrix *m, size_t block, size_t group) {
-    return m->extra + block * m->extra_stride + group * m->packing.extra_bits * VECTOR;
+static inline const uint8_t *matrix_extra(const Matrix *m, size_t block, size_t group) { /* NULL where there is none */
+    return !m->extra ? NULL : m->extra + block * m->extra_stride + group * m->packing.extra_bits * VECTOR;
 }
 
 /* Code of row r at column k of a group. */

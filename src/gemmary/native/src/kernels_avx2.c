@@ -8,6 +8,7 @@
  *     6                2 * 63 * 127         2
  *     8                as two codes of 4 bits, the upper one times 16
  */
+#include <cpuid.h>
 #include <immintrin.h>
 
 #include "rows.h"
@@ -20,7 +21,9 @@ typedef __m256 Floats;
 enum { TILE = 4 };
 
 static bool runs_here(void) {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    unsigned a, b, c, d; /* older clangs have no name for F16C */
+    bool has_f16c = __get_cpuid(1, &a, &b, &c, &d) && c & bit_F16C;
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c;
 }
 
 INLINE Ints load(const void *p) { return _mm256_loadu_si256(p); }

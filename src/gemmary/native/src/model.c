@@ -73,12 +73,12 @@ static bool room_make(gemmary_model *m) {
     room->tiles = zeros(room->num_tiles, sizeof(Tile));
     room->own = zeros((size_t)c->num_threads * room->own_floats, sizeof(float));
     Activations *a = &room->activations;
+    a->columns = columns;
     a->codes = zeros(room->rows, columns);
     a->scales = zeros(room->rows * columns / GROUP, 4 * sizeof(float));
     if (!a->scales) return false;
     a->sums = a->scales + room->rows * columns / GROUP;
     a->halves = a->sums + room->rows * columns / GROUP;
-    a->columns = columns;
     return room->x && room->wide && room->second && room->angles && room->tiles && room->own && a->codes;
 }
 
@@ -195,6 +195,12 @@ static bool is_complete(gemmary_model *m) {
     return true;
 }
 
+static void matrix_free(Matrix *m) {
+    gemmary_pages_free(m->base, m->blocks * m->base_stride);
+    gemmary_pages_free(m->extra, m->blocks * m->extra_stride);
+    *m = (Matrix){0};
+}
+
 gemmary_status gemmary_declare(gemmary_model *m, gemmary_weight weight, int32_t layer, gemmary_type type, int64_t rows,
                                int64_t columns) {
     int64_t wanted_rows, wanted_columns;
@@ -205,7 +211,10 @@ gemmary_status gemmary_declare(gemmary_model *m, gemmary_weight weight, int32_t 
     Matrix *matrix = matrix_of(m, weight, layer);
     if (matrix) {
         if (matrix->is_declared) return GEMMARY_BAD_WEIGHT;
-        if (!gemmary_matrix_make(matrix, type, (size_t)rows, (size_t)columns)) return GEMMARY_NO_MEMORY;
+        if (!gemmary_matrix_make(matrix, type, (size_t)rows, (size_t)columns)) {
+            matrix_free(matrix);
+            return GEMMARY_NO_MEMORY;
+        }
     } else {
         float **norm = norm_of(m, weight, layer);
         if (type != GEMMARY_F32 || *norm) return GEMMARY_BAD_WEIGHT;
@@ -235,11 +244,6 @@ gemmary_status gemmary_fill(gemmary_model *m, gemmary_weight weight, int32_t lay
         norm[i] += (float)m->config.norm_plus_one;
     }
     return GEMMARY_OK;
-}
-
-static void matrix_free(Matrix *m) {
-    gemmary_pages_free(m->base, m->blocks * m->base_stride);
-    gemmary_pages_free(m->extra, m->blocks * m->extra_stride);
 }
 
 void gemmary_close(gemmary_model *m) {

@@ -67,7 +67,7 @@ static void row_quantize(const Activations *x, size_t row, const float *values, 
             whole[i] = bits - 0x4b400000;
         }
         for (int i = 0; i < GROUP; i++) codes[i] = (int8_t)whole[i];
-        for (int i = 0; i < 16; i++) sums[0] += whole[i], sums[1] += whole[i + 16];
+        for (int i = 0; i < 16; i++) sums[0] += codes[i], sums[1] += codes[i + 16];
         size_t at = row * x->groups + group;
         x->scales[at] = scale;
         x->sums[at] = scale * (float)(sums[0] + sums[1]);
