@@ -10,12 +10,13 @@
  *     for every prompt: int32 tokens, tokens to add greedily, tokens at a time | the tokens
  *
  * Writes V logits after each part of a prompt and each added token; ends with the status of what failed. */
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 
 #include "gemmary.h"
 
-static int get(FILE *file, void *to, size_t bytes) { return fread(to, 1, bytes, file) == bytes; }
+static bool get(FILE *file, void *to, size_t bytes) { return fread(to, 1, bytes, file) == bytes; }
 
 static int load(FILE *file, gemmary_model *model) {
     int64_t head[6]; /* weight, layer, type, rows, columns, bytes */
@@ -36,7 +37,8 @@ static int say(FILE *file, gemmary_model *model, const gemmary_config *config) {
     int32_t *ids = calloc((size_t)config->max_length, sizeof *ids);
     float *logits = calloc((size_t)vocab, sizeof *logits);
     while (!status && ids && logits && get(file, size, sizeof size)) {
-        if (size[0] > config->max_length || !get(file, ids, (size_t)size[0] * sizeof *ids)) status = GEMMARY_BAD_ARGUMENT;
+        bool fits = size[0] + size[1] <= config->max_length;
+        if (!fits || !get(file, ids, (size_t)size[0] * sizeof *ids)) status = GEMMARY_BAD_ARGUMENT;
         for (int32_t at = 0, end = size[0]; !status && at < end;) {
             gemmary_chunk chunk = {0, at, end - at < size[2] ? end - at : size[2]};
             status = gemmary_forward(model, &chunk, 1, ids + at, logits);
@@ -62,8 +64,8 @@ int main(int count, char **arguments) {
     gemmary_model *model = NULL;
     config.windows = windows;
     config.kernels = *arguments[2] ? arguments[2] : NULL;
-    int status = windows && get(file, windows, (size_t)config.num_layers * sizeof *windows) ? GEMMARY_OK : GEMMARY_BAD_ARGUMENT;
-    if (!status) status = gemmary_open(&config, &model);
+    bool is_whole = windows && get(file, windows, (size_t)config.num_layers * sizeof *windows);
+    int status = is_whole ? gemmary_open(&config, &model) : GEMMARY_BAD_ARGUMENT;
     if (!status) status = load(file, model);
     if (!status) fputs(gemmary_kernels_used(model), stderr);
     if (!status) status = say(file, model, &config);

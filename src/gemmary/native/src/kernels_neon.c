@@ -97,7 +97,8 @@ INLINE void scales_at(const Packing *p, const uint8_t *at, const uint8_t *super,
         REDUCE(omp simd)
         for (int r = 0; r < BLOCK; r++) {
             float scale = scaling == SCALE_SUPER ? d[r] * (float)s[r] : is_plain ? d[r] : d[r] * (float)(int8_t)s[r];
-            float minimum = scaling == SCALE_SUPER ? -e[r] * (float)t[r] : scaling == SCALE_F16_MIN ? e[r] : down * scale;
+            float minimum = scaling == SCALE_SUPER ? -e[r] * (float)t[r] : down * scale;
+            if (scaling == SCALE_F16_MIN) minimum = e[r];
             scales[half][r] = scale;
             minima[half][r] = minimum;
         }
@@ -194,10 +195,12 @@ INLINE void dots(const int8_t *codes, const int8_t *const a[TILE], int steps, in
     Ints squares[TILE / 2][8] = {0}; /* two rows times two tokens */
     UNROLL for (int i = 0; i < 2 * steps; i++) {
         int8x16_t both[TILE / 2];
-        UNROLL for (int t = 0; t < tokens; t += 2) both[t / 2] = vcombine_s8(vld1_s8(a[t] + 8 * i), vld1_s8(a[t + 1] + 8 * i));
+        UNROLL for (int t = 0; t < tokens; t += 2)
+            both[t / 2] = vcombine_s8(vld1_s8(a[t] + 8 * i), vld1_s8(a[t + 1] + 8 * i));
         UNROLL for (int two = 0; two < 8; two++) {
             int8x16_t rows = vld1q_s8(codes + 2 * i * VECTOR + 16 * two);
-            UNROLL for (int t = 0; t < tokens; t += 2) squares[t / 2][two] = vmmlaq_s32(squares[t / 2][two], rows, both[t / 2]);
+            UNROLL for (int t = 0; t < tokens; t += 2)
+                squares[t / 2][two] = vmmlaq_s32(squares[t / 2][two], rows, both[t / 2]);
         }
     }
     UNROLL for (int t = 0; t < tokens; t++)
@@ -212,7 +215,8 @@ INLINE void dots(const int8_t *codes, const int8_t *const a[TILE], int steps, in
         UNROLL for (int i = 0; i < 4; i++) {
             int8x16_t four[4];
             UNROLL for (int q = 0; q < 4; q++) four[q] = vld1q_s8(codes + (4 * step + q) * VECTOR + 16 * i);
-            UNROLL for (int t = 0; t < tokens; t++) sums[t][i] = add_quads(sums[t][i], four, vld1q_s8(a[t] + STEP * step));
+            UNROLL for (int t = 0; t < tokens; t++)
+                sums[t][i] = add_quads(sums[t][i], four, vld1q_s8(a[t] + STEP * step));
         }
 #endif
 }
@@ -234,9 +238,11 @@ INLINE void tile_of(const Panel *panel, size_t group, size_t count, const Activa
                 a[t] += GROUP / parts;
                 if ((size_t)t >= num_rows) continue;
                 size_t at = (row + (size_t)t) * x->groups + group + g;
-                float a_sum = parts == 2 ? x->halves[2 * at + (size_t)part] : x->sums[at], *to = y + (size_t)t * stride;
-                UNROLL for (int i = 0; i < 4; i++)
-                    vst1q_f32(to + 4 * i, added(vld1q_f32(to + 4 * i), sums[t][i], scale + 4 * i, minimum + 4 * i, x->scales[at], a_sum));
+                float a_scale = x->scales[at], a_sum = parts == 2 ? x->halves[2 * at + (size_t)part] : x->sums[at];
+                UNROLL for (int i = 0; i < 4; i++) {
+                    float *to = y + (size_t)t * stride + 4 * i;
+                    vst1q_f32(to, added(vld1q_f32(to), sums[t][i], scale + 4 * i, minimum + 4 * i, a_scale, a_sum));
+                }
             }
         }
 }
@@ -270,4 +276,5 @@ static void mix(float *c, size_t ldc, const float *a, size_t lda, const uint16_t
 }
 
 const Kernels KERNELS = {
-    .name = NAME, .runs_here = runs_here, .tile_rows = TILE, .matvec = matvec, .unpack = unpack, .tile = tile, .mix = mix, ROW_KERNELS};
+    .name = NAME, .runs_here = runs_here, .tile_rows = TILE, .matvec = matvec, .unpack = unpack, .tile = tile,
+    .mix = mix, ROW_KERNELS};
