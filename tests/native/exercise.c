@@ -91,22 +91,24 @@ static void load(gemmary_model *model, gemmary_type type, size_t block, size_t b
 
 static void run(gemmary_model *model, int is_finite) {
     int32_t ids[SLOTS * CHUNK], targets[SLOTS * CHUNK];
-    float logits[SLOTS * VOCAB], log_probs[SLOTS * CHUNK];
+    float logits[SLOTS * CHUNK * VOCAB], log_probs[SLOTS * CHUNK];
     uint8_t is_greedy[SLOTS * CHUNK];
     for (int i = 0; i < SLOTS * CHUNK; i++) targets[i] = (ids[i] = i * 37 % VOCAB) / 2;
     for (int start = 0; start + CHUNK <= LENGTH; start += CHUNK - 1) {
-        gemmary_chunk chunks[] = {{2, start, CHUNK}, {0, start / 2, 1}, {1, start, CHUNK - 3}};
+        gemmary_chunk chunks[] = {{2, start, CHUNK, 3}, {0, start / 2, 1, 1}, {1, start, CHUNK - 3, 0}};
         expect("forward", gemmary_forward(model, chunks, SLOTS, ids, logits), GEMMARY_OK);
         expect("forward one", gemmary_forward(model, chunks + 1, 1, ids, logits), GEMMARY_OK);
+        expect("forward none", gemmary_forward(model, chunks + 2, 1, ids, logits), GEMMARY_OK);
         expect("score", gemmary_score(model, chunks, SLOTS, ids, targets, log_probs, is_greedy), GEMMARY_OK);
         for (int i = 0; i < VOCAB && is_finite; i++) expect("finite", logits[i] - logits[i] == 0, 1);
         if (is_finite) expect("probable", log_probs[0] <= 0, 1);
     }
-    gemmary_chunk wrong[] = {{SLOTS, 0, 1}, {0, -1, 1}, {0, LENGTH, 1}, {0, 0, CHUNK + 1}, {0, 0, 0}, {0, INT32_MAX, 1}};
+    gemmary_chunk wrong[] = {{SLOTS, 0, 1, 1}, {0, -1, 1, 1}, {0, LENGTH, 1, 1}, {0, 0, CHUNK + 1, 1}, {0, 0, 0, 0},
+                             {0, INT32_MAX, 1, 1}, {0, 0, 2, 3}, {0, 0, 2, -1}};
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++)
         expect("wrong chunk", gemmary_forward(model, &wrong[i], 1, ids, logits), GEMMARY_BAD_ARGUMENT);
     ids[0] = VOCAB;
-    expect("wrong id", gemmary_forward(model, &(gemmary_chunk){0, 0, 1}, 1, ids, logits), GEMMARY_BAD_ARGUMENT);
+    expect("wrong id", gemmary_forward(model, &(gemmary_chunk){0, 0, 1, 1}, 1, ids, logits), GEMMARY_BAD_ARGUMENT);
 }
 
 int main(void) {
@@ -147,7 +149,7 @@ int main(void) {
     expect("open", gemmary_open(&config, &model), GEMMARY_OK);
     int32_t id = 2;
     float logits[VOCAB];
-    expect("early", gemmary_forward(model, &(gemmary_chunk){0, 0, 1}, 1, &id, logits), GEMMARY_NOT_READY);
+    expect("early", gemmary_forward(model, &(gemmary_chunk){0, 0, 1, 1}, 1, &id, logits), GEMMARY_NOT_READY);
     gemmary_close(model);
     return failures != 0;
 }

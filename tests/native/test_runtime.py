@@ -75,6 +75,19 @@ def test_neither_chunks_nor_threads_nor_neighbours_change_a_bit(kernels: str, ma
         np.testing.assert_array_equal(logits[1], alone[start + size - 1])
 
 
+def test_logits_are_given_after_as_many_tokens_as_are_wanted(kernels: str, make_tiny: Callable[..., Any]) -> None:
+    tiny = make_tiny("gemma3", BlockType.Q8_0)
+    alone = run(tiny.open(kernels=kernels), IDS, 1)
+    model = tiny.open(kernels=kernels, num_threads=2, num_slots=3)
+    for wanted in ((3, 8, 1), (0, 2, 0), (0, 0, 0)):
+        chunks = [
+            NativeChunk(slot, 0, IDS[:length], n)
+            for slot, (length, n) in enumerate(zip((5, 8, 1), wanted, strict=True))
+        ]
+        expected = [alone[length - n : length] for length, n in zip((5, 8, 1), wanted, strict=True)]
+        np.testing.assert_array_equal(model.forward(chunks), np.concatenate(expected))
+
+
 def test_many_slots_run_in_parts(make_tiny: Callable[..., Any]) -> None:
     tiny = make_tiny("gemma1")
     model = tiny.open(num_slots=70, num_threads=2)
@@ -135,6 +148,8 @@ def test_settings_that_cannot_be_had_are_refused(
         [NativeChunk(slot=0, start=0, ids=[])],
         [NativeChunk(slot=0, start=0, ids=[2] * 9)],
         [NativeChunk(slot=0, start=0, ids=[2]), NativeChunk(slot=0, start=0, ids=[2])],
+        [NativeChunk(slot=0, start=0, ids=[2], num_logits=2)],
+        [NativeChunk(slot=0, start=0, ids=[2], num_logits=-1)],
         [NativeChunk(slot=0, start=0, ids=[-1])],
         [NativeChunk(slot=0, start=0, ids=[200])],
         [NativeChunk(slot=0, start=0, ids=[2**40])],

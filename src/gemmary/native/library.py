@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from gemmary.base.errors import GemmaryError
 
-ABI = 2
+ABI = 3
 
 
 @cache

@@ -44,7 +44,7 @@ _PIECE = 4 << 20  # bytes of a tensor read and packed at a time
 
 
 class NativeChunk(NamedTuple):
-    """Tokens of one slot, at positions start, start + 1, ...
+    """Tokens of one slot, at positions start, start + 1, ...; logits are wanted after the last `num_logits` of them.
 
     >>> NativeChunk(slot=0, start=0, ids=(2, 651)).ids
     (2, 651)
@@ -53,6 +53,7 @@ class NativeChunk(NamedTuple):
     slot: int
     start: int
     ids: Sequence[int]
+    num_logits: int = 1
 
 
 def blocks_of(array: NDArray[Any]) -> Blocks:
@@ -89,7 +90,7 @@ class _Config(ctypes.Structure):
 
 
 class _Chunk(ctypes.Structure):
-    _fields_ = (("slot", ctypes.c_int32), ("start", ctypes.c_int32), ("length", ctypes.c_int32))
+    _fields_ = tuple((name, ctypes.c_int32) for name in ("slot", "start", "length", "num_logits"))
 
 
 def kernel_sets() -> tuple[str, ...]:
@@ -190,8 +191,8 @@ class Model:
                 pass
 
     def forward(self, chunks: Sequence[NativeChunk]) -> NDArray[np.float32]:
-        """Run the chunks and return (B, V) logits after the last token of each."""
-        logits = np.empty((len(chunks), self.config.vocab_size), np.float32)
+        """Run the chunks and return the (sum of num_logits, V) logits that they want, in their order."""
+        logits = np.empty((sum(max(0, chunk.num_logits) for chunk in chunks), self.config.vocab_size), np.float32)
         ids = self._ids([chunk.ids for chunk in chunks])
         self._check(library().gemmary_forward(self._handle, *_as_c(chunks), address(ids), address(logits)), chunks)
         return logits
@@ -236,7 +237,7 @@ class Model:
         if status == 3:
             raise InputError(
                 f"expected chunks of distinct slots 0..{self.num_slots - 1}, of 1..{self.chunk_length} tokens that end "
-                f"by {self.max_length}, got {str(what)[:200]}"
+                f"by {self.max_length} and want logits after 0 up to all of them, got {str(what)[:200]}"
             )
         if status == 4:
             raise CheckpointError("expected every weight of the model, got some only: load all that the table lists")
@@ -261,4 +262,12 @@ def _place(path: str) -> tuple[int, int]:
 
 
 def _as_c(chunks: Sequence[NativeChunk]) -> tuple[ctypes.Array[_Chunk], int]:
+<<<<<<< HEAD
     return (_Chunk * len(chunks))(*(_Chunk(slot, start, len(ids)) for slot, start, ids in chunks)), len(chunks)
+=======
+    return (_Chunk * len(chunks))(*(_Chunk(slot, start, len(ids), n) for slot, start, ids, n in chunks)), len(chunks)
+
+
+def address(array: NDArray[Any]) -> int:
+    return int(array.ctypes.data)
+>>>>>>> 71cd3f5 (Give logits after as many of a chunk's last tokens as are wanted)

@@ -229,6 +229,7 @@ static bool are_sound(const gemmary_model *m, const gemmary_chunk *chunks, int32
         const gemmary_chunk *c = &chunks[i];
         if (c->slot < 0 || c->slot >= m->config.num_slots || c->start < 0 || c->length < 1) return false;
         if (c->length > m->config.chunk_length || c->start > m->config.max_length - c->length) return false;
+        if (c->num_logits < 0 || c->num_logits > c->length) return false;
         for (int32_t j = 0; j < i; j++)
             if (chunks[j].slot == c->slot) return false;
         for (int32_t t = 0; t < c->length; t++, ids++)
@@ -241,10 +242,12 @@ static bool are_sound(const gemmary_model *m, const gemmary_chunk *chunks, int32
 static void run(gemmary_model *m, Pass pass, size_t num_chunks) {
     const gemmary_chunk *end = pass.chunks + num_chunks;
     while (pass.chunks < end) {
-        pass.rows = pass.num_chunks = 0;
+        pass.rows = pass.num_chunks = pass.num_logits = 0;
         while (pass.chunks + pass.num_chunks < end &&
-               pass.rows + (size_t)pass.chunks[pass.num_chunks].length <= m->room.rows)
+               pass.rows + (size_t)pass.chunks[pass.num_chunks].length <= m->room.rows) {
+            pass.num_logits += (size_t)pass.chunks[pass.num_chunks].num_logits;
             pass.rows += (size_t)pass.chunks[pass.num_chunks++].length;
+        }
         pass.num_tiles = make_tiles(m, pass.chunks, pass.num_chunks);
         gemmary_team_run(m->team, work, &pass);
         pass.chunks += pass.num_chunks;
@@ -254,7 +257,7 @@ static void run(gemmary_model *m, Pass pass, size_t num_chunks) {
             pass.log_probs += pass.rows;
             pass.is_greedy += pass.rows;
         } else {
-            pass.logits += pass.num_chunks * (size_t)m->config.vocab_size;
+            pass.logits += pass.num_logits * (size_t)m->config.vocab_size;
         }
     }
 }

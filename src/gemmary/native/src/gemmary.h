@@ -18,7 +18,7 @@
 #define GEMMARY_API
 #endif
 
-#define GEMMARY_ABI 2 /* changes with every change of this file that a caller must know of */
+#define GEMMARY_ABI 3 /* changes with every change of this file that a caller must know of */
 
 typedef enum gemmary_status {
     GEMMARY_OK = 0,
@@ -80,6 +80,7 @@ typedef struct gemmary_config {
 
 typedef struct gemmary_chunk { /* tokens of one slot, which stand at positions start, start + 1, ... */
     int32_t slot, start, length;
+    int32_t num_logits; /* how many of the last tokens gemmary_forward gives logits after, 0 to length */
 } gemmary_chunk;
 
 typedef struct gemmary_model gemmary_model;
@@ -96,8 +97,8 @@ GEMMARY_API gemmary_status gemmary_declare(gemmary_model *model, gemmary_weight 
 GEMMARY_API gemmary_status gemmary_fill(gemmary_model *model, gemmary_weight weight, int32_t layer, int64_t first,
                                         int64_t rows, const void *bytes, size_t num_bytes);
 
-/* Run chunks of distinct slots; `ids` holds their tokens one chunk after another. Writes the V logits after the last
- * token of each chunk to `logits`. */
+/* Run chunks of distinct slots; `ids` holds their tokens one chunk after another. Writes the V logits after each
+ * chunk's last num_logits tokens to `logits`. */
 GEMMARY_API gemmary_status gemmary_forward(gemmary_model *model, const gemmary_chunk *chunks, int32_t num_chunks,
                                            const int32_t *ids, float *logits);
 

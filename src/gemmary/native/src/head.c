@@ -5,17 +5,24 @@
 
 #include "model.h"
 
-/* activations = norm(x + norm(second)) of every row, or of the last row of each chunk */
-static void finish(const Pass *p, bool last_only) {
+/* The row of the i-th logits: each chunk gives those after its last num_logits tokens. */
+static size_t row_of(const Pass *p, size_t i) {
+    size_t end = 0;
+    for (const gemmary_chunk *chunk = p->chunks;; i -= (size_t)chunk++->num_logits) {
+        end += (size_t)chunk->length;
+        if (i < (size_t)chunk->num_logits) return end - (size_t)chunk->num_logits + i;
+    }
+}
+
+/* activations = norm(x + norm(second)) of every row, or of those that logits are wanted of */
+static void finish(const Pass *p) {
     gemmary_model *m = p->m;
     Room *room = &m->room;
     Activations out = gemmary_activations(room, &m->embedding);
     const float *post_norm = m->layers[m->config.num_layers - 1].mlp_post_norm;
-    size_t dim = (size_t)m->config.model_dim, count = last_only ? p->num_chunks : p->rows, i;
+    size_t dim = (size_t)m->config.model_dim, count = p->targets ? p->rows : p->num_logits, i;
     while (gemmary_team_take(m->team, 1, &i, count)) {
-        size_t row = last_only ? 0 : i;
-        for (size_t chunk = 0; last_only && chunk <= i; chunk++) row += (size_t)p->chunks[chunk].length;
-        row -= last_only;
+        size_t row = p->targets ? i : row_of(p, i);
         float *x = room->x + row * dim, *y = room->second + row * room->width;
         m->kernels->norm_add(x, y, post_norm, dim, m->config.norm_eps);
         m->kernels->norm(y, x, m->final_norm, dim, m->config.norm_eps);
@@ -40,11 +47,12 @@ static size_t next_logits(const Pass *p, size_t rows, const Activations *x, floa
 }
 
 void gemmary_head(const Pass *p, float *own) {
-    finish(p, true);
+    if (!p->num_logits) return;
+    finish(p);
     Activations x = gemmary_activations(&p->m->room, &p->m->embedding);
     size_t first, count, stride, vocab = (size_t)p->m->config.vocab_size;
-    while ((count = next_logits(p, p->num_chunks, &x, own, &first, &stride)))
-        for (size_t row = 0; row < p->num_chunks; row++)
+    while ((count = next_logits(p, p->num_logits, &x, own, &first, &stride)))
+        for (size_t row = 0; row < p->num_logits; row++)
             memcpy(p->logits + row * vocab + first, own + row * stride, count * sizeof *own);
 }
 
@@ -85,7 +93,7 @@ void gemmary_judge(const Pass *p, float *own) {
     Judgement *mine = judgements(&m->room, own), *all[256];
     size_t first, count, stride, row;
     for (row = 0; row < p->rows; row++) mine[row] = (Judgement){0, -INFINITY, 0};
-    finish(p, false);
+    finish(p);
     while ((count = next_logits(p, p->rows, &x, own, &first, &stride)))
         for (row = 0; row < p->rows; row++) {
             fold(m->kernels, &mine[row], own + row * stride, count, first);

@@ -53,10 +53,10 @@ struct gemmary_model {
     bool is_ready; /* every weight was declared */
 };
 
-typedef struct { /* one pass over at most room.rows tokens: logits after each chunk, or judgements of every target */
+typedef struct { /* one pass over at most room.rows tokens: logits where chunks want them, or judgements of every target */
     gemmary_model *m;
     const gemmary_chunk *chunks;
-    size_t num_chunks, rows, num_tiles;
+    size_t num_chunks, rows, num_logits, num_tiles;
     const int32_t *ids, *targets;
     float *logits, *log_probs;
     uint8_t *is_greedy;
