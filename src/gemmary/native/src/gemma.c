@@ -16,11 +16,14 @@
 
 #include "model.h"
 
+enum { FEW_ROWS = 3 };
+
 /* y[row][blocks of w] = w times the activations, for a share of the blocks */
 void gemmary_multiply(const Kernels *k, const Matrix *w, const Activations *x, size_t rows, size_t first, size_t count,
                       float *y, size_t stride) {
-    if (rows == 1) {
-        for (size_t b = 0; b < count; b++) k->matvec(w, first + b, x, 0, y + b * BLOCK);
+    if (rows <= FEW_ROWS) { /* a block stays in the first cache for all of them, and is not worth unpacking */
+        for (size_t b = 0; b < count; b++)
+            for (size_t row = 0; row < rows; row++) k->matvec(w, first + b, x, row, y + row * stride + b * BLOCK);
         return;
     }
     _Alignas(VECTOR) Panel panels[PANEL_BLOCKS];
