@@ -44,7 +44,7 @@ class Echo:
         self.config = checkpoint.config
         self.made.append(settings)
         self.num_slots, self.max_length = settings["num_slots"], settings["max_length"]
-        self.chunk_length = settings["chunk_length"]
+        self.chunk_length, self.num_drafts = settings["chunk_length"], 0
 
     def logits(self, chunks: Sequence[Chunk]) -> np.ndarray:
         return np.stack([np.eye(300, dtype=np.float32)[chunk.ids[-1]] for chunk in chunks])

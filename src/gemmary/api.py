@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from gemmary.formats.checkpoint import Checkpoint
     from gemmary.formats.sentencepiece import Vocabulary
     from gemmary.generate.batched import BatchedGenerator
+    from gemmary.generate.draft import Drafter
     from gemmary.generate.generator import Engine
     from gemmary.text.tokenizer import Tokenizer
 
@@ -51,6 +52,7 @@ def load(
     dtype: Dtype = "float32",
     max_length: int | None = None,
     num_slots: int | None = None,
+    draft: str = "lookup",
 ) -> "BatchedGenerator":
     """A Generator for a model: a path, a name of the family, a hub's address, or nothing for the embedded default.
 
@@ -58,6 +60,9 @@ def load(
     `max_length` is the most tokens of a prompt and its reply together; by default the model's own context, but at most
     8,192, since the cache is allocated whole. `num_slots` requests run at once; by default so many, from 1 to 8, that
     their caches take a quarter of the memory of the weights at most. `GemmaConfig.cache_bytes` says how much that is.
+
+    `draft` is how the next tokens are guessed, which makes replies faster and never changes them: "lookup" in what was
+    said before, "none", or a smaller model of the same vocabulary, named as this one. The Keras engine judges none.
 
     Raises UnknownModelError, FileError and CheckpointError for a model that cannot be found or read, MissingExtraError
     for an engine or backend that is not installed, InputError for settings that cannot be used.
@@ -81,7 +86,7 @@ def load(
     length = _length(checkpoint.config.max_length, max_length)
     slots = num_slots or _affordable_slots(checkpoint.config, length)
     made = _make_engine(chosen, checkpoint, num_slots=slots, max_length=length, dtype=dtype)
-    return BatchedGenerator(made, tokenizer)
+    return BatchedGenerator(made, tokenizer, _drafter(draft, chosen, made, tokenizer, dtype=dtype))
 
 
 def load_tokenizer(name: str | None = None) -> "Tokenizer":
@@ -204,3 +209,26 @@ def _make_engine(
     chunk = min(CHUNK_LENGTH, max_length)
     engine: Engine = make(checkpoint, num_slots=num_slots, max_length=max_length, chunk_length=chunk, dtype=dtype)
     return engine
+
+
+def _drafter(
+    draft: str, chosen: Runtime, engine: "Engine", tokenizer: "Tokenizer", *, dtype: Dtype
+) -> "Drafter | None":
+    """What guesses for an engine; a model gets as many slots, and the length it has in common."""
+    from gemmary.formats.checkpoint import open_checkpoint
+    from gemmary.formats.locate import locate
+    from gemmary.generate.draft import DraftModel, Lookup
+    from gemmary.text.tokenizer import Tokenizer
+
+    if draft in ("none", "lookup"):
+        return Lookup() if draft == "lookup" else None
+    if engine.num_drafts == 0:
+        raise InputError(
+            f"expected draft 'none' or 'lookup' with an engine that judges no drafts, got {draft!r}: use 'native'"
+        )
+    path = locate(draft)
+    checkpoint = open_checkpoint(path)
+    its_tokenizer = Tokenizer(_present(checkpoint.vocabulary, path))
+    length = min(checkpoint.config.max_length, engine.max_length)
+    made = _make_engine(chosen, checkpoint, num_slots=engine.num_slots, max_length=length, dtype=dtype)
+    return DraftModel(made, its_tokenizer, target=tokenizer)

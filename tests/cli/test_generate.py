@@ -28,7 +28,7 @@ def test_options_reach_the_request_and_the_model(command: Command, scripted: Cal
     loaded = scripted(generator)
     options = "--temperature 0.5 --top-k 3 --top-p 0.9 --min-p 0.1 --repetition-penalty 1.1 --seed 7 --max-tokens 99"
     ends = ["--stop", "three", "--stop", "two"]
-    settings = "--model m --engine keras --backend torch --dtype bfloat16 --max-length 50"
+    settings = "--model m --engine keras --backend torch --dtype bfloat16 --max-length 50 --draft none"
     status, out, _ = command("generate", "hi", *options.split(), *ends, *settings.split())
     assert (status, out) == (0, "one \n")
     [request] = generator.requests
@@ -36,7 +36,14 @@ def test_options_reach_the_request_and_the_model(command: Command, scripted: Cal
     assert (sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p) == (0.5, 3, 0.9, 0.1)
     assert (sampling.repetition_penalty, sampling.seed, request.max_tokens) == (1.1, 7, 99)
     assert request.stop == ("three", "two")
-    wanted = {"name": "m", "engine": "keras", "backend": "torch", "dtype": "bfloat16", "max_length": 50}
+    wanted = {
+        "name": "m",
+        "engine": "keras",
+        "backend": "torch",
+        "dtype": "bfloat16",
+        "max_length": 50,
+        "draft": "none",
+    }
     assert loaded == [{**wanted, "num_slots": 1}]
 
 
@@ -77,7 +84,8 @@ def test_json_is_one_object_with_ids_and_costs(
     assert (status, err) == (0, "")
     assert (found["text"], found["finish_reason"]) == ("né", "stop")
     assert found["ids"] == [ord("n") + 6, 0xC3 + 6, 0xA9 + 6, 1]
-    assert found["usage"] == {"prompt_tokens": 3, "completion_tokens": 4, "cached_tokens": 0, "total": 7}
+    usage = {"prompt_tokens": 3, "completion_tokens": 4, "cached_tokens": 0, "total": 7}
+    assert found["usage"] == {**usage, "drafted_tokens": 0, "accepted_tokens": 0}
     assert found["timings"]["load_seconds"] >= 0 and found["timings"]["decode_tokens_per_second"] is None
     assert (found["model"], found["engine"], found["backend"]) == ("gemma-3-270m", "keras", "jax")
 

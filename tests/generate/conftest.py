@@ -24,13 +24,20 @@ class ToyEngine:
     """An Engine: state = rotate(state) + embedding[id], tanh after; logits = output @ state."""
 
     def __init__(
-        self, *, num_slots: int = 3, max_length: int = 64, chunk_length: int = 4, rollback: int = 1000
+        self,
+        *,
+        num_slots: int = 3,
+        max_length: int = 64,
+        chunk_length: int = 4,
+        rollback: int = 1000,
+        num_drafts: int = 0,
     ) -> None:
         vocab_size = len(SPECIAL) + 256 + PADDING_ROWS
         self.config = GemmaConfig(
             vocab_size=vocab_size, num_layers=1, model_dim=WIDTH, num_heads=1, num_kv_heads=1, mlp_dim=WIDTH
         )
         self.num_slots, self.max_length, self.chunk_length = num_slots, max_length, chunk_length
+        self.num_drafts = num_drafts
         self.rollback = rollback  # positions that a slot can forget; a ring cache has such a limit
         random = np.random.default_rng(0)
         self.rotation = np.linalg.qr(random.standard_normal((WIDTH, WIDTH)))[0]
@@ -43,7 +50,12 @@ class ToyEngine:
         self.before_call: Callable[[], None] = lambda: None
 
     def logits(self, chunks: Sequence[Chunk]) -> np.ndarray:
-        return np.stack([self.output @ states[-1] for states in self._run(chunks)]).astype(np.float32)
+        wanted = [
+            states[len(states) - chunk.num_logits :] for states, chunk in zip(self._run(chunks), chunks, strict=True)
+        ]
+        return np.reshape(
+            [self.output @ state for states in wanted for state in states], (-1, len(self.output))
+        ).astype(np.float32)
 
     def score(self, chunks: Sequence[Chunk], targets: Sequence[Sequence[int]]) -> list[Score]:
         scores = []
@@ -68,7 +80,9 @@ class ToyEngine:
         for chunk in chunks:
             states = self.states[chunk.slot]
             assert 0 < len(chunk.ids) <= self.chunk_length and chunk.end <= self.max_length
-            assert chunk.start in (0, len(states), self.granted.pop(chunk.slot, 0)), "the slot does not hold this"
+            is_next = len(states) - self.num_drafts <= chunk.start <= len(states)
+            assert is_next or chunk.start in (0, self.granted.pop(chunk.slot, 0)), "the slot does not hold this"
+            assert chunk.num_logits <= 1 + self.num_drafts
             del states[chunk.start :]
             for token_id in chunk.ids:
                 before = self.rotation @ states[-1] if states else np.zeros(WIDTH)

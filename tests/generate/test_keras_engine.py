@@ -168,6 +168,16 @@ def test_going_on_from_a_kept_prefix_equals_a_fresh_run(
     assert granted >= 10
 
 
+def test_logits_are_given_for_the_chunks_that_want_them(windowed: Checkpoint) -> None:
+    engine = KerasEngine(windowed, num_slots=3, max_length=40, chunk_length=8)
+    ids = ((2, 5, 6), (2, 7), (2, 8, 9, 4))
+    both = engine.logits([Chunk(slot=slot, start=0, ids=each) for slot, each in enumerate(ids)])
+    wanted = [Chunk(slot=slot, start=0, ids=each, num_logits=int(slot != 1)) for slot, each in enumerate(ids)]
+    np.testing.assert_allclose(engine.logits(wanted), both[[0, 2]], rtol=1e-5, atol=1e-5)
+    with pytest.raises(InputError, match="expected chunks that want logits after their last token or none"):
+        engine.logits([Chunk(slot=0, start=0, ids=ids[0], num_logits=2)])
+
+
 def test_keep_says_what_a_ring_has_forgotten(windowed: Checkpoint) -> None:
     engine = KerasEngine(windowed, num_slots=2, chunk_length=8)  # rings of 12 + 8
     feed(engine, 0, drawn(20, 0))

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from gemmary.base.errors import ContextError
-from gemmary.generate.scheduler import Row, Scheduler
+from gemmary.generate.row import Row
+from gemmary.generate.scheduler import Scheduler
 
 Keep = Callable[[int, int], int]
 
@@ -28,7 +29,7 @@ def step(scheduler: Scheduler, token: int = 7) -> list[tuple[int, int, int]]:
     """Run one step in which every reply gets `token`; gives (slot, start, tokens run) of each part."""
     parts = scheduler.plan()
     for part in parts:
-        scheduler.advance(part, token if part.needs_token else None)
+        scheduler.advance(part, token if part.chunk.num_logits else None)
     return [(part.chunk.slot, part.chunk.start, len(part.chunk.ids)) for part in parts]
 
 
@@ -219,6 +220,6 @@ def test_random_traffic_ends_and_never_shares_a_slot(seed: int) -> None:
         for part in parts:
             assert part.chunk.start == part.row.num_run
             assert list(part.chunk.ids) == part.row.tokens[part.chunk.start : part.chunk.end]
-            scheduler.advance(part, traffic.choice([1, 7, 7, 7]) if part.needs_token else None)
+            scheduler.advance(part, traffic.choice([1, 7, 7, 7]) if part.chunk.num_logits else None)
     run_to_end(scheduler)
     assert all(one.finish_reason for one in rows)

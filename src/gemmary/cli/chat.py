@@ -43,6 +43,7 @@ def chat(
     backend: options.KerasBackend = None,
     dtype: options.Precision = "float32",
     max_length: options.MaxLength = None,
+    draft: options.Draft = "lookup",
 ) -> None:
     """Talk with a model, turn by turn.
 
@@ -57,7 +58,9 @@ def chat(
 
     sampling = options.sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
     told = None if system is None else options.checked(system)
-    generator = load(model, engine=engine, backend=backend, dtype=dtype, max_length=max_length, num_slots=1)
+    generator = load(
+        model, engine=engine, backend=backend, dtype=dtype, max_length=max_length, num_slots=1, draft=draft
+    )
     name = model or DEFAULT
     if "-it" not in name:
         options.note(f"hint: {name} has no -it in its name; a model that was pretrained only rambles in a chat")

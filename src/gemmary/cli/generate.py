@@ -29,6 +29,7 @@ def generate(
     backend: options.KerasBackend = None,
     dtype: options.Precision = "float32",
     max_length: options.MaxLength = None,
+    draft: options.Draft = "lookup",
     as_json: options.AsJson = False,
 ) -> None:
     """Continue a text.
@@ -48,7 +49,9 @@ def generate(
     ends = tuple(map(options.checked, stop or ()))
     request = Request(options.read_text(prompt), max_tokens=max_tokens, sampling=sampling, stop=ends)
     began = time.perf_counter()
-    generator = load(model, engine=engine, backend=backend, dtype=dtype, max_length=max_length, num_slots=1)
+    generator = load(
+        model, engine=engine, backend=backend, dtype=dtype, max_length=max_length, num_slots=1, draft=draft
+    )
     load_seconds = time.perf_counter() - began
     if as_json:
         chosen = runtime(engine, backend)
@@ -84,6 +87,8 @@ def _report(generator: "Generator", request: "Request", load_seconds: float) -> 
             "completion_tokens": usage.completion_tokens,
             "cached_tokens": usage.cached_tokens,
             "total": usage.total,
+            "drafted_tokens": usage.drafted_tokens,
+            "accepted_tokens": usage.accepted_tokens,
         },
         "timings": {
             "load_seconds": load_seconds,

@@ -31,6 +31,13 @@ MaxLength = Annotated[
     int | None,
     typer.Option(metavar="N", help="Tokens of prompt and reply; by default the model's context, at most 8192."),
 ]
+Draft = Annotated[
+    str,
+    typer.Option(
+        metavar="HOW",
+        help="How tokens are guessed, for speed alone: lookup in the text so far, none, or a smaller model's name.",
+    ),
+]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", "-n", metavar="N", help="The most tokens of a reply.")]
 Temperature = Annotated[float, typer.Option(metavar="T", help="How freely tokens are drawn; 0 is greedy.")]
 TopK = Annotated[int, typer.Option(metavar="K", help="Draw from the K most probable tokens; 0 is all.")]

@@ -14,16 +14,20 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate, zip_longest
+from operator import eq
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gemmary.base.config import GemmaConfig
 from gemmary.base.errors import InputError
+from gemmary.generate.draft import Drafter
 from gemmary.generate.generator import Engine
 from gemmary.generate.request import Completion, FinishReason, Request, Score, Token, Usage
+from gemmary.generate.row import Row
 from gemmary.generate.sampling import sample
-from gemmary.generate.scheduler import Part, Row, Scheduler
+from gemmary.generate.scheduler import Part, Scheduler
 from gemmary.text.stream import Detokenizer
 from gemmary.text.tokenizer import Tokenizer
 
@@ -46,14 +50,16 @@ class BatchedGenerator:
     ['bab', 'abab']
     """
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer) -> None:
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, drafter: Drafter | None = None) -> None:
         self._engine = engine
         self._tokenizer = tokenizer
+        self._drafter = drafter
         self._scheduler = Scheduler(
             num_slots=engine.num_slots,
             max_length=engine.max_length,
             chunk_length=engine.chunk_length,
             keep=engine.keep,
+            num_drafts=engine.num_drafts if drafter else 0,
         )
         self._jobs: dict[Row, _Reply | _Judgement] = {}
         self._changed = threading.Condition()  # guards the scheduler and the jobs; told after every step
@@ -160,7 +166,10 @@ class BatchedGenerator:
 
     def _step(self) -> None:
         with self._changed:
-            work = [(part, self._jobs[part.row]) for part in self._scheduler.plan()]
+            rows = self._scheduler.drafting()
+        drafts = self._drafter.propose(rows) if self._drafter and rows else {}
+        with self._changed:
+            work = [(part, self._jobs[part.row]) for part in self._scheduler.plan(drafts)]
         replies = [(part, job) for part, job in work if isinstance(job, _Reply)]
         judged = [(part, job) for part, job in work if isinstance(job, _Judgement)]
         if replies:
@@ -173,15 +182,24 @@ class BatchedGenerator:
         logits = self._engine.logits([part.chunk for part, _ in work])
         # rows of the embedding past the vocabulary are padding and stand for nothing
         logits = logits[:, : self._tokenizer.vocab_size]
-        picked = [job.pick(row) if part.needs_token else None for (part, job), row in zip(work, logits, strict=True)]
+        ends = accumulate(part.chunk.num_logits for part, _ in work)
+        each = np.split(logits, list(ends)[:-1])
+        picked = [job.pick(part, rows) for (part, job), rows in zip(work, each, strict=True)]
         with self._changed:
-            for (part, job), token in zip(work, picked, strict=True):
-                if part.row.finish_reason is not None:
-                    continue  # cancelled meanwhile
-                self._scheduler.advance(part, token)
-                job.advance(token, began)
-                if job.is_done:
-                    self._scheduler.finish(part.row, "stop")
+            for (part, job), tokens in zip(work, picked, strict=True):
+                before = len(part.row.tokens)
+                steps: Sequence[int | None] = tokens or [None]  # a prompt that goes on gives none
+                for token in steps:
+                    self._advance(part, job, token, began)
+                self._scheduler.judge(part, sum(map(eq, part.drafts, part.row.tokens[before:])))
+
+    def _advance(self, part: Part, job: "_Reply", token: int | None, began: float) -> None:
+        if part.row.finish_reason is not None:
+            return  # cancelled meanwhile, or ended by a token before
+        self._scheduler.advance(part, token)
+        job.advance(token, began)
+        if job.is_done:
+            self._scheduler.finish(part.row, "stop")
 
     def _step_judged(self, work: list[tuple[Part, "_Judgement"]]) -> None:
         chunks = [part.chunk for part, _ in work]
@@ -205,13 +223,22 @@ class _Reply:
         self._error: InputError | None = None
         self._times: list[float] = []  # when the prompt began, and each token came
 
-    def pick(self, logits: NDArray[np.float32]) -> int | None:
-        """The next token; None where the logits are unfit, which fails this request and not its neighbours."""
-        try:
-            return sample(logits, self._sampling, len(self.row.tokens), self.row.tokens)
-        except InputError as error:
-            self._error = error
-            return None
+    def pick(self, part: Part, logits: NDArray[np.float32]) -> list[int]:
+        """The next tokens from logits (num_logits, V): one, and one more for each draft that is what was picked.
+
+        Logits that are unfit fail this request and not its neighbours; those after a draft are met again, without it.
+        """
+        tokens, picked = self.row.tokens, list[int]()
+        for row, draft in zip_longest(logits, part.drafts):
+            try:
+                history = [*tokens, *picked] if picked else tokens
+                picked.append(sample(row, self._sampling, len(history), history))
+            except InputError as error:
+                self._error = None if picked else error
+                break
+            if picked[-1] != draft:
+                break
+        return picked
 
     def advance(self, token: int | None, began: float) -> None:
         if not self._times:
@@ -237,6 +264,8 @@ class _Reply:
             cached_tokens=self.row.num_cached,
             prefill_seconds=times[1] - times[0],
             decode_seconds=times[-1] - times[1],
+            drafted_tokens=self.row.num_drafted,
+            accepted_tokens=self.row.num_accepted,
         )
         reason = self.tokens[-1].finish_reason
         assert reason is not None

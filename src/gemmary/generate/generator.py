@@ -48,6 +48,9 @@ class Generator(Protocol):
 class Chunk:
     """Tokens to run through one slot: `ids` stand at positions start, start + 1, ...
 
+    Logits are wanted after the last `num_logits` of them: after the last one alone unless more tokens are drafts to be
+    judged, or none since a prompt goes on.
+
     >>> Chunk(slot=0, start=0, ids=(2, 651)).end
     2
     """
@@ -55,6 +58,7 @@ class Chunk:
     slot: int
     start: int
     ids: tuple[int, ...]
+    num_logits: int = 1
 
     @property
     def end(self) -> int:
@@ -89,8 +93,13 @@ class Engine(Protocol):
         """The most tokens of one slot in one call."""
         ...
 
+    @property
+    def num_drafts(self) -> int:
+        """How many drafted tokens a call may judge, in all slots together; a slot can be taken back by as many."""
+        ...
+
     def logits(self, chunks: Sequence[Chunk]) -> NDArray[np.float32]:
-        """Run the chunks and return (B, V) float32 logits after the last token of each."""
+        """Run the chunks and return the (sum of num_logits, V) float32 logits that they want, in their order."""
         ...
 
     def score(self, chunks: Sequence[Chunk], targets: Sequence[Sequence[int]]) -> list[Score]:

@@ -98,9 +98,17 @@ class KerasEngine:
         """The most tokens of one slot in one call."""
         return self._chunk_length
 
+    @property
+    def num_drafts(self) -> int:
+        """None: a pass gives the last logits alone, and every further token would cost a step of its own."""
+        return 0
+
     def logits(self, chunks: Sequence[Chunk]) -> NDArray[np.float32]:
-        """Run the chunks and return (B, V) float32 logits after the last token of each."""
-        logits = np.empty((len(chunks), self._config.vocab_size), np.float32)
+        """Run the chunks and return the (sum of num_logits, V) float32 logits that they want, one or none each."""
+        if any(chunk.num_logits not in (0, 1) for chunk in chunks):
+            raise InputError("expected chunks that want logits after their last token or none, got one that wants more")
+        places = {at: place for place, at in enumerate(at for at, chunk in enumerate(chunks) if chunk.num_logits)}
+        logits = np.empty((len(places), self._config.vocab_size), np.float32)
         for batch in self._batches(chunks):
             turns = self._turn(batch.ids.shape[1], batch.places)
             run = self._next if batch.ids.shape[1] == 1 else self._logits
@@ -108,7 +116,8 @@ class KerasEngine:
             self._cache = self._write(0, self._cache, fresh, batch.places)
             found = numpy_array(found)
             for row, at in batch.rows():
-                logits[at] = found[row]
+                if at in places:
+                    logits[places[at]] = found[row]
         return logits
 
     def score(self, chunks: Sequence[Chunk], targets: Sequence[Sequence[int]]) -> list[Score]:

@@ -17,6 +17,7 @@ from gemmary.generate.rings import Rings
 from gemmary.native.runtime import Model, NativeChunk, blocks_of
 
 DEFAULT_CHUNK = 256
+_MOST_DRAFTS = 15  # sixteen tokens take about as long as two and a half, one after the other
 
 
 class NativeEngine:
@@ -86,6 +87,11 @@ class NativeEngine:
         return self._model.chunk_length
 
     @property
+    def num_drafts(self) -> int:
+        """How many drafted tokens a call may judge, in all slots together; a slot can be taken back by as many."""
+        return min(_MOST_DRAFTS, self.chunk_length - 1)
+
+    @property
     def kernels(self) -> str:
         """The name of the kernels in use: of `gemmary.native.runtime.kernel_sets()`."""
         return self._model.kernels
@@ -101,9 +107,11 @@ class NativeEngine:
         return self._model.weight_bytes
 
     def logits(self, chunks: Sequence[Chunk]) -> NDArray[np.float32]:
-        """Run the chunks and return (B, V) float32 logits after the last token of each."""
+        """Run the chunks and return the (sum of num_logits, V) float32 logits that they want, in their order."""
         self._note(chunks)
-        return self._model.forward([NativeChunk(chunk.slot, chunk.start, chunk.ids) for chunk in chunks])
+        return self._model.forward(
+            [NativeChunk(chunk.slot, chunk.start, chunk.ids, chunk.num_logits) for chunk in chunks]
+        )
 
     def score(self, chunks: Sequence[Chunk], targets: Sequence[Sequence[int]]) -> list[Score]:
         """Run the chunks and judge, for each of their tokens, the target that is said to follow it."""

@@ -87,6 +87,8 @@ class Token:
 class Usage:
     """What a request cost. Seconds are wall-clock; `cached_tokens` of the prompt were already in the cache.
 
+    Of the reply's tokens `accepted_tokens` had been guessed right beforehand, of `drafted_tokens` that were guessed.
+
     >>> Usage(prompt_tokens=5, completion_tokens=2, cached_tokens=0, prefill_seconds=0.1, decode_seconds=0.2).total
     7
     """
@@ -96,6 +98,8 @@ class Usage:
     cached_tokens: int
     prefill_seconds: float
     decode_seconds: float
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
     @property
     def total(self) -> int:
