@@ -12,15 +12,16 @@ _LONGEST_PAUSE = 32  # tokens: text that repeats nothing is tried as rarely, and
 class Pace:
     """The most tokens to draft next, by how many of the last were accepted.
 
-    All right: twice as many. Fewer than half: half as many, and after a single one none for 1, 2, 4, ... 32 tokens.
+    All right: twice as many. Fewer than half: as many as were right and one more; after a single wrong one none for
+    1, 2, 4, ... 32 tokens.
 
     >>> pace = Pace()
     >>> pace.judge(10, drafted=2, accepted=2)
     >>> pace.most(13), pace.most(14)
     (4, 4)
-    >>> for position in (13, 14, 15):
+    >>> for position in (13, 14):
     ...     pace.judge(position, drafted=1, accepted=0)
-    >>> pace.most(15), pace.most(16)
+    >>> pace.most(14), pace.most(15)
     (0, 1)
     """
 
@@ -47,7 +48,7 @@ class Pace:
         if accepted == drafted:
             self.width, self.pause = max(self.width, 2 * drafted), 1
         elif 2 * accepted < drafted and self.width > 1:
-            self.width //= 2
+            self.width = accepted + 1
         elif 2 * accepted < drafted:
             self.resumes, self.pause = position + self.pause, min(2 * self.pause, _LONGEST_PAUSE)
 

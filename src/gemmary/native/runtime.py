@@ -262,12 +262,4 @@ def _place(path: str) -> tuple[int, int]:
 
 
 def _as_c(chunks: Sequence[NativeChunk]) -> tuple[ctypes.Array[_Chunk], int]:
-<<<<<<< HEAD
-    return (_Chunk * len(chunks))(*(_Chunk(slot, start, len(ids)) for slot, start, ids in chunks)), len(chunks)
-=======
     return (_Chunk * len(chunks))(*(_Chunk(slot, start, len(ids), n) for slot, start, ids, n in chunks)), len(chunks)
-
-
-def address(array: NDArray[Any]) -> int:
-    return int(array.ctypes.data)
->>>>>>> 71cd3f5 (Give logits after as many of a chunk's last tokens as are wanted)
