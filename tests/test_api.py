@@ -39,15 +39,17 @@ class Echo:
     """An engine whose next token is the last one; it keeps what it was made with."""
 
     made: list[dict[str, object]] = []  # noqa: RUF012 - emptied by the fixture
+    num_drafts = 0
 
     def __init__(self, checkpoint: Checkpoint, **settings: int | str) -> None:
         self.config = checkpoint.config
         self.made.append(settings)
         self.num_slots, self.max_length = settings["num_slots"], settings["max_length"]
-        self.chunk_length, self.num_drafts = settings["chunk_length"], 0
+        self.chunk_length = settings["chunk_length"]
 
     def logits(self, chunks: Sequence[Chunk]) -> np.ndarray:
-        return np.stack([np.eye(300, dtype=np.float32)[chunk.ids[-1]] for chunk in chunks])
+        ids = [token for chunk in chunks for token in chunk.ids[len(chunk.ids) - chunk.num_logits :]]
+        return np.eye(300, dtype=np.float32)[ids]
 
     def keep(self, slot: int, length: int) -> int:
         return length
@@ -126,6 +128,18 @@ def test_a_model_answers_through_its_engine_and_tokenizer(model: str) -> None:
     assert reply.text == "iii"
 
 
+def test_who_guesses_is_chosen_and_changes_no_reply(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Echo, "num_drafts", 7)
+    request = Request("hi", max_tokens=20)
+    replies = {
+        draft: load(model, draft=draft, num_slots=2).complete([request])[0] for draft in ("none", "lookup", model)
+    }
+    assert {reply.text for reply in replies.values()} == {"i" * 20}
+    assert replies["none"].usage.drafted_tokens == 0
+    assert all(replies[draft].usage.accepted_tokens > 6 for draft in ("lookup", model))
+    assert [(made["num_slots"], made["max_length"]) for made in Echo.made] == [(2, 8192)] * 4
+
+
 def test_the_default_room_is_the_context_up_to_8192_and_chunks_fit_in_it(model: str) -> None:
     load(model)
     load(model, max_length=9000, num_slots=1, dtype="bfloat16")
@@ -156,6 +170,7 @@ def test_as_many_slots_as_a_quarter_of_the_weights_pays_for(
         ({"num_slots": 0}, "expected num_slots >= 1, got 0"),
         ({"dtype": "float16"}, "expected a dtype of float32, bfloat16, got 'float16'"),
         ({"engine": "onnx"}, "expected an engine of auto, keras, native, got 'onnx'"),
+        ({"draft": "a-model"}, "expected draft 'none' or 'lookup' with an engine that judges no drafts, got 'a-model'"),
         ({"backend": "mxnet"}, "expected a Keras backend of jax, torch, tensorflow, got 'mxnet'"),
     ],
 )

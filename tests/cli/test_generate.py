@@ -107,5 +107,6 @@ def test_the_embedded_default_goes_on_as_in_llama_cpp(default_checkpoint: Path) 
     assert (done.returncode, done.stderr) == (0, "")
     found = json.loads(done.stdout)
     assert found["text"] == " the capital of the country of France."  # llama-server at temperature 0, the same file
-    assert found["usage"] == {"prompt_tokens": 6, "completion_tokens": 8, "cached_tokens": 0, "total": 14}
+    usage = {"prompt_tokens": 6, "completion_tokens": 8, "cached_tokens": 0, "total": 14}
+    assert found["usage"] == {**usage, "drafted_tokens": 0, "accepted_tokens": 0}
     assert found["timings"]["prefill_tokens_per_second"] > 0 and len(found["ids"]) == 8
