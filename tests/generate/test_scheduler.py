@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from gemmary.base.errors import ContextError
+from gemmary.generate.generator import Chunk
 from gemmary.generate.row import Row
 from gemmary.generate.scheduler import Scheduler
 
@@ -17,8 +18,12 @@ def keep_all(slot: int, length: int) -> int:
     return length
 
 
-def make(*, num_slots: int = 2, max_length: int = 100, chunk_length: int = 4, keep: Keep = keep_all) -> Scheduler:
-    return Scheduler(num_slots=num_slots, max_length=max_length, chunk_length=chunk_length, keep=keep)
+def make(
+    *, num_slots: int = 2, max_length: int = 100, chunk_length: int = 4, keep: Keep = keep_all, num_drafts: int = 0
+) -> Scheduler:
+    return Scheduler(
+        num_slots=num_slots, max_length=max_length, chunk_length=chunk_length, keep=keep, num_drafts=num_drafts
+    )
 
 
 def row(length: int, max_tokens: int = 3, first: int = 10) -> Row:
@@ -200,6 +205,49 @@ def test_a_row_to_be_judged_runs_all_its_tokens() -> None:
     run_to_end(scheduler)
     scheduler.submit(row(6, max_tokens=0))
     assert step(scheduler) == [(0, 0, 4)]
+
+
+def test_drafts_stand_after_the_last_token_and_the_wrong_ones_run_again() -> None:
+    scheduler, one = make(chunk_length=8, num_drafts=7), row(3, max_tokens=20)
+    scheduler.submit(one)
+    assert scheduler.drafting() == {}, "a prompt is not guessed"
+    step(scheduler)
+    one.pace.width = 5
+    assert scheduler.drafting() == {one: 5}
+    [part] = scheduler.plan({one: [7, 8, 9, 9]})
+    assert part.chunk == Chunk(slot=0, start=3, ids=(7, 7, 8, 9, 9), num_logits=5)
+    for token in (7, 8, 5):
+        scheduler.advance(part, token)
+    scheduler.judge(part, 2)
+    assert (one.tokens[3:], one.num_run) == ([7, 7, 8, 5], 6)
+    assert (one.num_drafted, one.num_accepted) == (4, 2)
+    assert step(scheduler) == [(0, 6, 1)]
+
+
+def test_no_more_is_drafted_than_a_reply_a_chunk_and_a_step_have_room_for() -> None:
+    scheduler, rows = make(num_slots=3, chunk_length=5, num_drafts=9), [row(2, max_tokens=most) for most in (40, 40, 3)]
+    for one in rows:
+        scheduler.submit(one)
+        one.pace.width = 16
+    step(scheduler)
+    assert scheduler.drafting() == {rows[0]: 3, rows[1]: 3, rows[2]: 1}
+    rows[0].pace.resumes = rows[2].pace.resumes = 99
+    assert scheduler.drafting() == {rows[1]: 4}
+    assert make().drafting() == {}
+
+
+def test_a_reply_that_ends_among_its_drafts_leaves_what_it_ran() -> None:
+    scheduler, one = make(chunk_length=8, num_drafts=7), row(3, max_tokens=20)
+    scheduler.submit(one)
+    step(scheduler)
+    [part] = scheduler.plan({one: [8, 1, 9]})
+    for token in (8, 1, 9):
+        scheduler.advance(part, token)
+    assert (one.tokens[3:], one.num_run, one.finish_reason) == ([7, 8, 1], 5, "stop")
+    again = Row(tokens=[*one.tokens, 50], max_tokens=1)
+    scheduler.submit(again)
+    step(scheduler)
+    assert again.num_cached == 5
 
 
 @pytest.mark.parametrize("seed", range(20))
