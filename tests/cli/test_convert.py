@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gemmary.cli.convert import Progress
+from gemmary.cli.progress import Progress
 from gemmary.formats.checkpoint import open_checkpoint
 
 Command = Callable[..., tuple[int, str, str]]

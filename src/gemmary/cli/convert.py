@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """gemmary convert: a checkpoint from one format into another."""
 
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +10,7 @@ import typer
 
 from gemmary.base.errors import InputError
 from gemmary.cli import options
+from gemmary.cli.progress import Progress
 from gemmary.formats.names import Format, Precision
 
 if TYPE_CHECKING:
@@ -54,52 +53,6 @@ def convert(
 
 
 _BY_SUFFIX: dict[str, Format] = {".gguf": "gguf", ".ckpt": "torch"}
-
-
-class Progress:
-    """How far, how fast, how long still: one line on a terminal's stderr, drawn anew ten times a second.
-
-    >>> progress = Progress(2_000_000, clock=iter([0.0, 1.0, 2.0]).__next__)
-    >>> progress.add(500_000)
-    >>> progress.line()
-    '25%  0.5 of 2 million parameters  0.2 a second  6 s left'
-    """
-
-    def __init__(self, total: int, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._total, self._done, self._clock = total, 0, clock
-        self._began = self._drawn = clock()
-
-    def add(self, count: int) -> None:
-        """So many more are done.
-
-        >>> Progress(10).add(1)
-        """
-        self._done = min(self._done + count, self._total)
-        now = self._clock()
-        if sys.stderr.isatty() and now - self._drawn >= 0.1:
-            self._drawn = now
-            print(f"\r{self.line()}\033[K", end="", file=sys.stderr, flush=True)
-
-    def line(self) -> str:
-        """What is drawn.
-
-        >>> Progress(1_000_000, clock=iter([0.0, 1.0]).__next__).line()
-        '0%  0 of 1 million parameters'
-        """
-        seconds = self._clock() - self._began
-        line = f"{self._done / self._total:.0%}  {self._done / 1e6:.3g} of {self._total / 1e6:.3g} million parameters"
-        if not self._done or not seconds:
-            return line
-        rate = self._done / seconds
-        return f"{line}  {rate / 1e6:.1g} a second  {(self._total - self._done) / rate:.0f} s left"
-
-    def finish(self, what: str) -> None:
-        """Say what has come of it.
-
-        >>> Progress(10).finish("new.gguf: 1 MB")
-        """
-        start = "\r\033[K" if sys.stderr.isatty() else ""
-        options.note(f"{start}{what} in {self._clock() - self._began:.1f} s")
 
 
 def counted(checkpoint: "Checkpoint", progress: Progress) -> "Checkpoint":

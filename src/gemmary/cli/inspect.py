@@ -82,17 +82,16 @@ def _shapes(config: "GemmaConfig") -> list[dict[str, Any]]:
 
 def _disk(path: Path) -> dict[str, Any]:
     """The format, the bytes of the files with weights, and for GGUF the bytes of each precision."""
-    from gemmary.formats.gguf_file import read_head
+    from gemmary.formats.gguf_file import is_gguf, read_head
 
     path = path.parent if path.suffix == ".json" else path
     files = [path] if path.is_file() else [file for file in path.iterdir() if file.suffix in _FORMATS]
     total = sum(file.stat().st_size for file in files)
-    with files[0].open("rb") as file:
-        is_gguf = file.read(4) == b"GGUF"
+    is_blocks = is_gguf(files[0])
     by_precision: Counter[str] = Counter()
-    for tensor in read_head(files[0]).tensors.values() if is_gguf else ():
+    for tensor in read_head(files[0]).tensors.values() if is_blocks else ():
         by_precision[tensor.kind.name] += tensor.num_bytes
-    format = "gguf" if is_gguf else _FORMATS.get(files[0].suffix, "torch")
+    format = "gguf" if is_blocks else _FORMATS.get(files[0].suffix, "torch")
     return {"format": format, "bytes": total, "by_precision": dict(by_precision.most_common())}
 
 

@@ -17,6 +17,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from gemmary.base.errors import GemmaryError
+from gemmary.cli.bench import bench
 from gemmary.cli.chat import chat
 from gemmary.cli.convert import convert
 from gemmary.cli.generate import generate
@@ -25,13 +26,13 @@ from gemmary.cli.tokenize import tokenize
 
 app = typer.Typer(
     name="gemmary",
-    help="Run, read and convert Gemma models.",
+    help="Run, read, convert and measure Gemma models.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"], "max_content_width": 100},
 )
-for verb in (generate, chat, tokenize, inspect, convert):
+for verb in (generate, chat, tokenize, inspect, convert, bench):
     app.command(help=(verb.__doc__ or "").partition(">>>")[0])(verb)
 
 

@@ -77,6 +77,21 @@ class GgufFile:
     tensors: Mapping[str, GgufTensor]
 
 
+def is_gguf(path: Path) -> bool:
+    """Whether a file begins as GGUF does; a folder does not.
+
+    >>> is_gguf(Path("no-such-file"))
+    False
+    """
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(4) == _MAGIC
+
+
+_MAGIC = b"GGUF"
+
+
 def read_head(path: Path) -> GgufFile:
     """Read the metadata and the list of tensors; raises FileError for a damaged or foreign file.
 
@@ -100,7 +115,7 @@ class _Head:
         self._size = path.stat().st_size
 
     def parse(self) -> GgufFile:
-        if self._take(4) != b"GGUF":
+        if self._take(4) != _MAGIC:
             raise FileError(f"expected a GGUF file, got {self._path.name} with another beginning: give a checkpoint")
         version = self._number(4)
         if version not in (2, _VERSION):
@@ -241,7 +256,7 @@ def write_file(path: Path, metadata: Mapping[str, Value], tensors: Mapping[str, 
         sizes = b"".join(_uint(size, 8) for size in reversed(entry.shape))
         infos.append(_text(name) + _uint(len(entry.shape), 4) + sizes + _uint(kind, 4) + _uint(offset, 8))
         offset += _aligned(kind.num_bytes(entry.shape))
-    head = b"GGUF" + _uint(_VERSION, 4) + _uint(len(tensors), 8) + _uint(len(metadata), 8)
+    head = _MAGIC + _uint(_VERSION, 4) + _uint(len(tensors), 8) + _uint(len(metadata), 8)
     head += b"".join(_text(key) + _typed(value) for key, value in metadata.items()) + b"".join(infos)
     with written_whole(path) as file:
         file.write(head.ljust(_aligned(len(head)), b"\0"))

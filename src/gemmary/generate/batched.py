@@ -48,6 +48,8 @@ class BatchedGenerator:
     >>> generator = BatchedGenerator(Alternating(), Tokenizer(rows))
     >>> [one.text for one in generator.complete([Request("a", max_tokens=3), Request("b", max_tokens=4)])]
     ['bab', 'abab']
+    >>> generator.engine.num_slots
+    2
     """
 
     def __init__(self, engine: Engine, tokenizer: Tokenizer, drafter: Drafter | None = None) -> None:
@@ -69,6 +71,11 @@ class BatchedGenerator:
     def config(self) -> GemmaConfig:
         """The model's sizes and features."""
         return self._engine.config
+
+    @property
+    def engine(self) -> Engine:
+        """What computes."""
+        return self._engine
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -98,6 +98,11 @@ class Engine(Protocol):
         """How many drafted tokens a call may judge, in all slots together; a slot can be taken back by as many."""
         ...
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of weights that are read for a token."""
+        ...
+
     def logits(self, chunks: Sequence[Chunk]) -> NDArray[np.float32]:
         """Run the chunks and return the (sum of num_logits, V) float32 logits that they want, in their order."""
         ...

@@ -103,6 +103,11 @@ class KerasEngine:
         """None: a pass gives the last logits alone, and every further token would cost a step of its own."""
         return 0
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of weights that are read for a token: all of them, the embedding as the output head."""
+        return self._config.num_params * (4 if self._dtype == "float32" else 2)
+
     def logits(self, chunks: Sequence[Chunk]) -> NDArray[np.float32]:
         """Run the chunks and return the (sum of num_logits, V) float32 logits that they want, one or none each."""
         if any(chunk.num_logits not in (0, 1) for chunk in chunks):
