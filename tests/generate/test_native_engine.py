@@ -83,6 +83,13 @@ def test_what_cannot_be_had_is_refused() -> None:
         NativeEngine(checkpoint, max_length=8).logits([Chunk(slot=1, start=0, ids=(2,))])
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_cache_is_bfloat16_whatever_the_precision(dtype: str) -> None:
+    checkpoint = open_checkpoint(GOLDEN / "model")
+    engine = NativeEngine(checkpoint, num_slots=2, max_length=128, chunk_length=16, dtype=dtype)
+    assert engine.cache_bytes == checkpoint.config.cache_bytes(128, chunk=16, itemsize=2, slots=2)
+
+
 def test_no_framework_is_loaded() -> None:
     code = (
         "import sys, gemmary.generate.native_engine, gemmary.generate.batched;"

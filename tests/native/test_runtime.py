@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gemmary.base.config import PRESETS
 from gemmary.base.errors import CheckpointError, GemmaryError, InputError
 from gemmary.formats.content import Blocks
 from gemmary.formats.quantize import BlockType
@@ -112,10 +113,30 @@ def test_scores_are_those_of_the_logits(kernels: str, make_tiny: Callable[..., A
         assert is_greedy.tolist() == [best[at] == targets[at] for at in range(start, start + 8)]
 
 
-def test_what_the_cache_takes_is_what_the_configuration_says(make_tiny: Callable[..., Any]) -> None:
-    config = make_tiny("gemma2").config
-    model = Model(config, num_slots=3, max_length=1024, chunk_length=128, num_threads=1)
-    assert model.cache_bytes == config.cache_bytes(1024, chunk=128, itemsize=2, slots=3)
+PRESET_OF = {config: name for name, config in PRESETS.items()}  # one name for each of the different sizes
+
+
+@pytest.mark.parametrize("name", [*PRESET_OF.values(), "gemma1", "gemma2", "gemma3"])
+@pytest.mark.parametrize(("length", "chunk", "slots"), [(64, 16, 1), (1024, 128, 3), (8192, 512, 2)])
+def test_what_the_cache_takes_is_what_the_configuration_says(
+    name: str, length: int, chunk: int, slots: int, make_tiny: Callable[..., Any]
+) -> None:
+    config = PRESETS[name] if name in PRESETS else make_tiny(name).config
+    config = config.with_(window_pattern=tuple(window and round_up(window) for window in config.window_pattern))
+    model = Model(config, num_slots=slots, max_length=length, chunk_length=chunk, num_threads=1)
+    assert model.cache_bytes == config.cache_bytes(length, chunk=chunk, itemsize=2, slots=slots)
+
+
+def test_rings_and_heads_fill_whole_groups_of_16(make_tiny: Callable[..., Any]) -> None:
+    config = make_tiny("odd").config  # heads of 10, windows of 3
+    model = Model(config, num_slots=2, max_length=100, chunk_length=9, num_threads=1)
+    lengths = [round_up(length) for length in config.cache_lengths(100, 9)]
+    assert lengths == [16, 112, 16]
+    assert model.cache_bytes == 2 * 2 * 2 * config.num_kv_heads * round_up(config.head_dim) * sum(lengths)
+
+
+def round_up(size: int) -> int:
+    return -(-size // 16) * 16
 
 
 @pytest.mark.parametrize(
