@@ -132,3 +132,36 @@ def test_a_block_has_the_sizes_of_ggml() -> None:
 def test_half_precision_arrays_are_quantised_as_their_values() -> None:
     values = np.random.default_rng(3).normal(size=(2, 64)).astype(ml_dtypes.bfloat16)
     assert quantize(values, BlockType.Q8_0).tobytes() == quantize(values.astype(np.float32), BlockType.Q8_0).tobytes()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_fitted_factors_have_the_least_weighted_error(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    values = generator.standard_t(4, (300, 96)).astype(np.float32)
+    importance = generator.exponential(1, 96).astype(np.float32) ** 2
+
+    def errors(raw: NDArray[np.uint8], weights: NDArray[np.float32]) -> NDArray[np.float32]:
+        return (weights * (dequantize(raw.ravel(), BlockType.Q4_0, values.shape) - values) ** 2).reshape(-1, 32).sum(1)
+
+    ones = np.ones(96, np.float32)
+    rounded, fitted, alike = (quantize(values, BlockType.Q4_0, each) for each in (None, importance, ones))
+    assert (errors(fitted, importance) <= errors(rounded, importance) * 1.001).all()  # d is rounded to float16
+    assert (errors(alike, ones) <= errors(rounded, ones) * 1.001).all()
+    assert errors(fitted, importance).sum() < 0.95 * errors(alike, importance).sum()
+    assert errors(alike, ones).sum() < 0.95 * errors(rounded, ones).sum()
+
+
+def test_fitting_is_for_four_bits_and_bears_all_values() -> None:
+    importance = np.linspace(0, 1, 64, dtype=np.float32)
+    for kind in (BlockType.Q8_0, BlockType.BF16):
+        assert quantize(hard_values(), kind, importance).tobytes() == quantize(hard_values(), kind).tobytes()
+    fitted = quantize(hard_values(), BlockType.Q4_0, importance)
+    found = dequantize(fitted.ravel(), BlockType.Q4_0, hard_values().shape)
+    assert np.isfinite(found).all() and not found[~hard_values().any(axis=1)].any()
+
+
+def test_what_four_bits_can_hold_is_kept() -> None:
+    whole = np.random.default_rng(0).integers(-8, 8, (50, 32)).astype(np.float32)
+    whole[:, 0] = -8
+    fitted = quantize(whole * np.float32(0.25), BlockType.Q4_0, np.ones(32, np.float32))
+    np.testing.assert_array_equal(dequantize(fitted.ravel(), BlockType.Q4_0, (50, 32)), whole / 4)

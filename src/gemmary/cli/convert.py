@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """gemmary convert: a checkpoint from one format into another."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +14,9 @@ from gemmary.cli.progress import Progress
 from gemmary.formats.names import Format, Precision
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from gemmary.formats.checkpoint import Checkpoint
 
 
@@ -39,20 +42,47 @@ def convert(
     Traceback (most recent call last):
     gemmary.base.errors.UnknownModelError: expected a path or the name of a model, got 'gemma-2-2c': did you mean ...
     """
-    from gemmary.formats.checkpoint import open_checkpoint, write_checkpoint
     from gemmary.formats.locate import locate
 
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise InputError(f"expected a target that does not exist yet, got {target}: choose another name or remove it")
-    checkpoint = open_checkpoint(locate(source))
-    progress = Progress(checkpoint.config.num_params)
-    chosen = format or _BY_SUFFIX.get(target.suffix, "safetensors")
-    write_checkpoint(counted(checkpoint, progress), target, format=chosen, dtype=dtype)
-    files = [target] if target.is_file() else [path for path in target.rglob("*") if path.is_file()]
-    progress.finish(f"{target}: {options.size(sum(path.stat().st_size for path in files))}")
+    write_new(locate(source), target, format=format or _BY_SUFFIX.get(target.suffix, "safetensors"), dtype=dtype)
 
 
 _BY_SUFFIX: dict[str, Format] = {".gguf": "gguf", ".ckpt": "torch"}
+
+
+def write_new(
+    source: Path,
+    target: Path,
+    *,
+    format: Format,
+    dtype: Precision,
+    importance: "Mapping[str, NDArray[np.float32]] | None" = None,
+) -> None:
+    """Write a checkpoint where there is none yet, show how far it is, and say what has come of it.
+
+    `importance` is that of write_checkpoint. Raises InputError when the target is there, FileError and CheckpointError
+    for a source that cannot be read.
+
+    >>> write_new(Path("no-such-file"), Path("."), format="gguf", dtype="q8_0")
+    Traceback (most recent call last):
+    gemmary.base.errors.InputError: expected a target that does not exist yet, got .: choose another name or remove it
+    """
+    from gemmary.formats.checkpoint import open_checkpoint, write_checkpoint
+
+    require_new(target)
+    checkpoint = open_checkpoint(source)
+    progress = Progress(checkpoint.config.num_params)
+    write_checkpoint(counted(checkpoint, progress), target, format=format, dtype=dtype, importance=importance)
+    progress.finish(f"{target}: {options.size(options.disk_bytes(target))}")
+
+
+def require_new(target: Path) -> None:
+    """Raise InputError when there is something at the place to write to, but for an empty folder.
+
+    >>> require_new(Path("no-such-file"))
+    """
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise InputError(f"expected a target that does not exist yet, got {target}: choose another name or remove it")
 
 
 def counted(checkpoint: "Checkpoint", progress: Progress) -> "Checkpoint":

@@ -22,6 +22,7 @@ from gemmary.cli.chat import chat
 from gemmary.cli.convert import convert
 from gemmary.cli.generate import generate
 from gemmary.cli.inspect import inspect
+from gemmary.cli.quantize import quantize
 from gemmary.cli.tokenize import tokenize
 
 app = typer.Typer(
@@ -32,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"], "max_content_width": 100},
 )
-for verb in (generate, chat, tokenize, inspect, convert, bench):
+for verb in (generate, chat, tokenize, inspect, convert, quantize, bench):
     app.command(help=(verb.__doc__ or "").partition(">>>")[0])(verb)
 
 

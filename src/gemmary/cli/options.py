@@ -3,6 +3,7 @@
 
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -127,6 +128,16 @@ def note(text: str) -> None:
     >>> note("loading")
     """
     print(text, file=sys.stderr, flush=True)
+
+
+def disk_bytes(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder.
+
+    >>> disk_bytes(Path("no-such-folder"))
+    0
+    """
+    files = [path] if path.is_file() else path.rglob("*")
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def size(num_bytes: float) -> str:

@@ -11,6 +11,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
+from numpy.typing import NDArray
+
 from gemmary.base.errors import FileError, InputError
 from gemmary.formats.content import Checkpoint
 from gemmary.formats.gguf import read_gguf, write_gguf
@@ -54,10 +57,19 @@ def open_checkpoint(path: Path) -> Checkpoint:
     )
 
 
-def write_checkpoint(checkpoint: Checkpoint, path: Path, *, format: Format, dtype: Precision = "float32") -> None:
+def write_checkpoint(
+    checkpoint: Checkpoint,
+    path: Path,
+    *,
+    format: Format,
+    dtype: Precision = "float32",
+    importance: Mapping[str, NDArray[np.float32]] | None = None,
+) -> None:
     """Write a checkpoint tensor by tensor; `path` holds all of it or, after an error, what it held before.
 
-    Raises InputError for a configuration, a shape or a precision that the format cannot hold.
+    `importance` says, by a weight's path, what an error in each column of its matrix matters when it is rounded to four
+    bits; without it values are rounded as ggml's reference does. Raises InputError for a configuration, a shape or a
+    precision that the format cannot hold.
 
     >>> from gemmary.base.config import PRESETS
     >>> nothing = Checkpoint(config=PRESETS["gemma-2b"], tensors={}, vocabulary=None)
@@ -68,7 +80,7 @@ def write_checkpoint(checkpoint: Checkpoint, path: Path, *, format: Format, dtyp
     if dtype not in _BLOCKS:
         raise InputError(f"expected a precision of {', '.join(get_args(Precision))}, got {dtype!r}")
     if format == "gguf":
-        write_gguf(checkpoint, path, BlockType[_BLOCKS[dtype]])
+        write_gguf(checkpoint, path, BlockType[_BLOCKS[dtype]], importance)
         return
     if format not in _WRITERS:
         raise InputError(f"expected a format of {', '.join(get_args(Format))}, got {format!r}")

@@ -52,7 +52,7 @@ class Blocks:
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One tensor as a file lists it: its shape, and the function that reads it.
+    """One tensor as a file lists it: its shape, and the function that reads it; what its columns matter when rounded.
 
     >>> Entry(shape=(2,), read=lambda: np.zeros(2)).read()
     array([0., 0.])
@@ -60,6 +60,7 @@ class Entry:
 
     shape: tuple[int, ...]
     read: Callable[[], NDArray[Any]]
+    importance: NDArray[np.float32] | None = None  # as formats/quantize.py takes it
 
 
 def bind(

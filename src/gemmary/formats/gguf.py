@@ -12,7 +12,7 @@ Keys and conventions: llama.cpp's src/llama-arch.cpp, src/models/gemma*.cpp and 
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -180,10 +180,13 @@ def _vocabulary(metadata: Mapping[str, Value]) -> Vocabulary | None:
     return Vocabulary.from_rows(pieces[:size], scores[:size], kinds[:size])
 
 
-def write_gguf(checkpoint: Checkpoint, path: Path, kind: BlockType) -> None:
+def write_gguf(
+    checkpoint: Checkpoint, path: Path, kind: BlockType, importance: Mapping[str, NDArray[np.float32]] | None = None
+) -> None:
     """Write a file that llama.cpp loads; norms stay float32 and the embedding at least Q8_0.
 
-    Raises InputError for a configuration that llama.cpp would compute otherwise.
+    `importance` says, by a weight's path, what an error in each column of its matrix matters. Raises InputError for a
+    configuration that llama.cpp would compute otherwise.
 
     >>> from gemmary.base.config import PRESETS
     >>> write_gguf(Checkpoint(config=PRESETS["gemma-2b"], tensors={}, vocabulary=None), Path("m.gguf"), BlockType.F32)
@@ -196,7 +199,8 @@ def write_gguf(checkpoint: Checkpoint, path: Path, kind: BlockType) -> None:
     tensors: dict[str, tuple[BlockType, Entry]] = {}
     for weight, row, layer in weights(config):
         name = row.gguf.at(layer)
-        tensors[name] = (max(kind, BlockType[row.lowest], key=_bits), entries[name])
+        entry = replace(entries[name], importance=(importance or {}).get(weight))
+        tensors[name] = (max(kind, BlockType[row.lowest], key=_bits), entry)
         if row.is_norm:
             exact = checkpoint.tensors[weight]().astype(np.float32)
             if ((exact + np.float32(1)) - np.float32(1)).tobytes() != exact.tobytes():

@@ -261,7 +261,7 @@ def write_file(path: Path, metadata: Mapping[str, Value], tensors: Mapping[str, 
     with written_whole(path) as file:
         file.write(head.ljust(_aligned(len(head)), b"\0"))
         for name, (kind, entry) in tensors.items():
-            raw = quantize(cast(entry.read(), _SOURCE[kind], name), kind)
+            raw = quantize(cast(entry.read(), _SOURCE[kind], name), kind, entry.importance)
             file.write(raw.data)
             file.write(bytes(_aligned(raw.size) - raw.size))
 

@@ -130,10 +130,12 @@ def dequantize(raw: Bytes, kind: BlockType, shape: tuple[int, ...]) -> Values:
     return values.reshape(shape)
 
 
-def quantize(array: NDArray[Any], kind: BlockType) -> Bytes:
+def quantize(array: NDArray[Any], kind: BlockType, importance: Values | None = None) -> Bytes:
     """The bytes of one tensor, shaped (..., bytes of a row), rounded as ggml's reference does.
 
-    Writes the float types, Q8_0 and Q4_0. Raises InputError for the others and for rows that are not whole blocks.
+    With `importance`, one number >= 0 for each column that says how much a squared error there matters, the factors of
+    Q4_0 are those of the least error among several. Writes the float types, Q8_0 and Q4_0. Raises InputError for the
+    others and for rows that are not whole blocks.
 
     >>> quantize(np.ones((2, 64), np.float32), BlockType.Q4_0).shape
     (2, 36)
@@ -146,8 +148,14 @@ def quantize(array: NDArray[Any], kind: BlockType) -> Bytes:
         raise InputError(f"expected a type that can be written ({known}), got {kind.name}")
     values = np.ascontiguousarray(array).reshape(-1, kind.block_length)
     blocks = np.empty(len(values), LAYOUTS[kind])
+    fits = kind is BlockType.Q4_0 and importance is not None
+    columns = importance.reshape(-1, kind.block_length) if fits and importance is not None else None
     for part in _chunks(len(values), kind.block_length):
-        _QUANTIZE[kind](values[part].astype(np.float32), blocks[part])
+        if columns is None:
+            _QUANTIZE[kind](values[part].astype(np.float32), blocks[part])
+        else:
+            one = columns[np.arange(part.start, min(part.stop, len(values))) % len(columns)]
+            _fit_q4_0(values[part].astype(np.float32), one, blocks[part])
     return blocks.view(np.uint8).reshape(*array.shape[:-1], row_bytes)
 
 
@@ -268,11 +276,41 @@ def _quantize_q8_0(values: Values, blocks: Blocks) -> None:
 
 
 def _quantize_q4_0(values: Values, blocks: Blocks) -> None:
-    largest = np.take_along_axis(values, np.abs(values).argmax(axis=1, keepdims=True), axis=1)
-    d = largest / np.float32(-8)
+    d = _largest(values) / np.float32(-8)
     _put_factors(blocks, d, BlockType.Q4_0)
-    q = np.minimum((values * _inverse(d) + np.float32(8.5)).astype(np.uint8), 15)
+    _put_nibbles(blocks, np.minimum((values * _inverse(d) + np.float32(8.5)).astype(np.uint8), 15))
+
+
+def _largest(values: Values) -> Values:
+    found: Values = np.take_along_axis(values, np.abs(values).argmax(axis=1, keepdims=True), axis=1)
+    return found
+
+
+def _put_nibbles(blocks: Blocks, q: Bytes) -> None:
     blocks["q"] = q[:, :16] | q[:, 16:] << 4
+
+
+def _fit_q4_0(values: Values, importance: Values, blocks: Blocks) -> None:
+    """Round with several factors; to each the best factor for what it rounded to follows; keep the best of all.
+
+    With whole numbers q the weighted squared error of d q is least at d = sum(w v q) / sum(w q q), and then smaller
+    than that of zeros by d sum(w v q).
+    """
+    largest, weighted = _largest(values), values * importance
+    d, best = np.zeros_like(largest), np.zeros(len(values), np.float32)
+    q = np.full(values.shape, 8, np.uint8)
+    for reach in _REACHES:
+        trial = np.clip(np.rint(values * _inverse(largest / np.float32(reach))), -8, 7)
+        dot, square = np.einsum("bi,bi->b", weighted, trial), np.einsum("bi,bi,bi->b", importance, trial, trial)
+        fitted = np.divide(dot, square, out=np.zeros_like(dot), where=square > 0)
+        better = dot * fitted > best
+        best[better], d[better, 0] = (dot * fitted)[better], fitted[better]
+        q[better] = trial[better] + 8
+    _put_factors(blocks, d, BlockType.Q4_0)
+    _put_nibbles(blocks, q)
+
+
+_REACHES = (-9.5, -9, -8.5, -8, -7.5, -7, -6.5)  # what the largest value of a block becomes, before it is cut to -8
 
 
 _QUANTIZE: Mapping[BlockType, Callable[[Values, Blocks], None]] = {
