@@ -94,8 +94,9 @@ def test_a_failure_in_the_child_is_told_here() -> None:
         (partial(Failing, ValueError("odd")), "got ValueError: odd"),
         (ends, "the process ended with 7"),
     ):
-        with pytest.raises(GemmaryError, match=message):
-            start(opener, max_length=8)
+        for prompt in ("short", list(range(100_000))):  # the second fills the pipe before the child has failed
+            with pytest.raises(GemmaryError, match=message):
+                start(opener, max_length=8, prompt=prompt)
 
 
 def test_the_child_ends_with_the_block() -> None:

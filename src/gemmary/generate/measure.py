@@ -127,7 +127,7 @@ class Report:
         return statistics.median(self.bandwidth)
 
     def share(self, row: Row, program: str) -> float | None:
-        """The share of the bandwidth at which one sequence's decode reads the weights; None where a program is mum."""
+        """The share of the bandwidth at which one sequence's decode reads the weights; None if unknown."""
         read = self.weight_bytes[program]
         if read is None:
             return None

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, NamedTuple, Protocol, Self
@@ -119,19 +120,20 @@ class Process:
         Raises the GemmaryError of the program, and one of its own for any other failure.
         """
         assert self._child.stdin is not None and self._child.stdout is not None
-        try:
-            for each in (*self._pending, (list(prompts), reply)):
+        jobs, self._pending = (*self._pending, (list(prompts), reply)), []
+        with suppress(BrokenPipeError):  # a child that has failed says so, or nothing, below
+            for each in jobs:
                 _send(each, self._child.stdin)
-            self._pending.clear()
-            answer = pickle.load(self._child.stdout)
-        except (BrokenPipeError, EOFError):
+        try:
+            answer: Answer | GemmaryError = pickle.load(self._child.stdout)
+        except EOFError:
             status = self._child.wait()
             raise GemmaryError(
                 f"expected an answer, the process ended with {status}: is there enough memory?"
             ) from None
         if isinstance(answer, GemmaryError):
             raise answer
-        return Answer(*answer)
+        return answer
 
 
 def _send(value: object, stream: IO[bytes]) -> None:
