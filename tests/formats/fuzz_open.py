@@ -13,7 +13,6 @@ import tempfile
 from pathlib import Path
 from types import FunctionType
 
-import atheris
 import numpy as np
 
 from gemmary.base.config import GemmaConfig
@@ -86,6 +85,8 @@ def write_seeds(corpus: Path) -> None:
 
 
 if __name__ == "__main__":
+    import atheris  # not in the test extra
+
     write_seeds(Path(sys.argv[-1]))
     for each in gc.get_objects():  # once imported: atheris does not know the loader of an editable install
         if isinstance(each, FunctionType) and (each.__module__ or "").startswith("gemmary."):

@@ -44,6 +44,7 @@ def convert(
     """
     from gemmary.formats.locate import locate
 
+    require_new(target)  # before a model is fetched
     write_new(locate(source), target, format=format or _BY_SUFFIX.get(target.suffix, "safetensors"), dtype=dtype)
 
 

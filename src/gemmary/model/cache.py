@@ -60,7 +60,12 @@ class Span:
         return ops.expand_dims(self.starts, 1) + ops.arange(length, dtype="int32")
 
     def last(self, tokens: Shaped[Array, "B T *rest"]) -> Shaped[Array, "B 1 *rest"]:
-        """Of each row the last token that is not padding."""
+        """Of each row the last token that is not padding.
+
+        >>> span = Span(*(ops.array([number], "int32") for number in (0, 8, 2)), past=8)
+        >>> int(span.last(ops.array([[5, 6, 0]]))[0, 0])
+        6
+        """
         if tokens.shape[1] == 1:
             return tokens
         at = ops.reshape(ops.maximum(self.counts - 1, 0), (-1, *(1 for _ in tokens.shape[1:])))
