@@ -62,7 +62,8 @@ class Ours:
     """
 
     def __init__(self, load: "Callable[..., BatchedGenerator]", *, num_slots: int, max_length: int) -> None:
-        self._generator = load(num_slots=num_slots, max_length=max_length)
+        # no guesses: what is timed is a step for each token, as in the peers
+        self._generator = load(num_slots=num_slots, max_length=max_length, draft="none")
 
     @property
     def weight_bytes(self) -> int | None:
