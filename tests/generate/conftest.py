@@ -57,6 +57,8 @@ class ToyEngine:
             [self.output @ state for states in wanted for state in states], (-1, len(self.output))
         ).astype(np.float32)
 
+    candidates = logits
+
     def score(self, chunks: Sequence[Chunk], targets: Sequence[Sequence[int]]) -> list[Score]:
         scores = []
         for states, wanted in zip(self._run(chunks), targets, strict=True):

@@ -11,10 +11,11 @@ import pytest
 
 from gemmary.base.errors import InputError
 from gemmary.formats.checkpoint import open_checkpoint, write_checkpoint
+from gemmary.formats.locate import embedded_default
 from gemmary.generate.batched import BatchedGenerator
 from gemmary.generate.generator import Chunk
 from gemmary.generate.native_engine import NativeEngine
-from gemmary.generate.request import Request
+from gemmary.generate.request import Request, Sampling
 from gemmary.native.runtime import kernel_sets
 from gemmary.text.tokenizer import Tokenizer
 
@@ -88,6 +89,40 @@ def test_the_cache_is_bfloat16_whatever_the_precision(dtype: str) -> None:
     checkpoint = open_checkpoint(GOLDEN / "model")
     engine = NativeEngine(checkpoint, num_slots=2, max_length=128, chunk_length=16, dtype=dtype)
     assert engine.cache_bytes == checkpoint.config.cache_bytes(128, chunk=16, itemsize=2, slots=2)
+
+
+def test_only_greedy_replies_are_screened(monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = open_checkpoint(GOLDEN / "model")
+    assert checkpoint.vocabulary is not None
+    engine, screened = NativeEngine(checkpoint, max_length=32, num_slots=2), list[int]()
+    original = engine.candidates
+    monkeypatch.setattr(engine, "candidates", lambda chunks: screened.append(len(chunks)) or original(chunks))
+    golden = BatchedGenerator(engine, Tokenizer(checkpoint.vocabulary))
+    greedy, drawn = Request([2, 300], max_tokens=4), Request([2, 300], max_tokens=4, sampling=Sampling(temperature=1.0))
+    [alone] = golden.complete([greedy])
+    assert screened
+    screened.clear()
+    assert golden.complete([drawn, greedy])[1].ids == alone.ids
+    golden.complete([Request([2, 300], sampling=Sampling(repetition_penalty=1.2), max_tokens=4)])
+    assert screened == []
+    whole = BatchedGenerator(
+        NativeEngine(checkpoint, max_length=32, two_stages=False), Tokenizer(checkpoint.vocabulary)
+    )
+    assert whole.complete([greedy])[0].ids == alone.ids
+
+
+@pytest.mark.slow
+def test_two_stages_say_the_same_on_the_real_model() -> None:
+    checkpoint = open_checkpoint(embedded_default())
+    assert checkpoint.vocabulary is not None
+    ids = Tokenizer(checkpoint.vocabulary).prompt(Path(__file__).read_text())[:512]
+    engine = NativeEngine(checkpoint, max_length=512)
+    for start in range(0, len(ids), 16):
+        some = tuple(ids[start : start + 16])
+        chunk = [Chunk(slot=0, start=start, ids=some, num_logits=len(some))]
+        whole, found = engine.logits(chunk), engine.candidates(chunk)
+        np.testing.assert_array_equal(found.argmax(axis=1), whole.argmax(axis=1))
+        assert np.isfinite(found).mean() < 0.5
 
 
 def test_no_framework_is_loaded() -> None:

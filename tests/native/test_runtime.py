@@ -89,6 +89,23 @@ def test_logits_are_given_after_as_many_tokens_as_are_wanted(kernels: str, make_
         np.testing.assert_array_equal(model.forward(chunks), np.concatenate(expected))
 
 
+@pytest.mark.parametrize("generation", ["gemma2", "gemma3"])
+def test_candidates_are_exact_and_hold_the_best(generation: str, kernels: str, make_tiny: Callable[..., Any]) -> None:
+    tiny = make_tiny(generation)
+    model = tiny.open(kernels=kernels, num_threads=2, num_slots=3)
+    for wanted in ((1, 1, 1), (3, 8, 1), (0, 2, 0), (0, 0, 0)):
+        chunks = [
+            NativeChunk(slot, 0, IDS[:length], n)
+            for slot, (length, n) in enumerate(zip((5, 8, 1), wanted, strict=True))
+        ]
+        whole, found = model.forward(chunks), model.candidates(chunks)
+        known = np.isfinite(found)
+        np.testing.assert_array_equal(found[known], whole[known])
+        assert (known | (found == -np.inf)).all()
+        np.testing.assert_array_equal(found.argmax(axis=1), whole.argmax(axis=1))
+    assert model.screened_bytes > 0
+
+
 def test_many_slots_run_in_parts(make_tiny: Callable[..., Any]) -> None:
     tiny = make_tiny("gemma1")
     model = tiny.open(num_slots=70, num_threads=2)

@@ -39,9 +39,11 @@ class BatchedGenerator:
 
     >>> from gemmary.formats.sentencepiece import Vocabulary
     >>> class Alternating:  # the least an engine can be: after "a" comes "b", after anything else "a"
+    ...     config = GemmaConfig(vocab_size=6, num_layers=1, model_dim=8, num_heads=1, num_kv_heads=1, mlp_dim=8)
     ...     num_slots, max_length, chunk_length = 2, 32, 8
     ...     def logits(self, chunks):
     ...         return np.stack([np.eye(6, dtype=np.float32)[5 if chunk.ids[-1] == 4 else 4] for chunk in chunks])
+    ...     candidates = logits
     ...     def keep(self, slot, length):
     ...         return length
     >>> rows = Vocabulary.from_rows(["<pad>", "<eos>", "<bos>", "<unk>", "a", "b"], [0] * 6, [3, 3, 3, 2, 1, 1])
@@ -55,6 +57,8 @@ class BatchedGenerator:
     def __init__(self, engine: Engine, tokenizer: Tokenizer, drafter: Drafter | None = None) -> None:
         self._engine = engine
         self._tokenizer = tokenizer
+        # a row of padding that seems most probable would screen out what is most probable without it
+        self._may_screen = engine.config.vocab_size == tokenizer.vocab_size
         self._drafter = drafter
         self._scheduler = Scheduler(
             num_slots=engine.num_slots,
@@ -186,7 +190,9 @@ class BatchedGenerator:
 
     def _step_replies(self, work: list[tuple[Part, "_Reply"]]) -> None:
         began = time.perf_counter()
-        logits = self._engine.logits([part.chunk for part, _ in work])
+        screens = self._may_screen and all(job.is_greedy for _, job in work)
+        run = self._engine.candidates if screens else self._engine.logits
+        logits = run([part.chunk for part, _ in work])
         # rows of the embedding past the vocabulary are padding and stand for nothing
         logits = logits[:, : self._tokenizer.vocab_size]
         ends = accumulate(part.chunk.num_logits for part, _ in work)
@@ -226,6 +232,7 @@ class _Reply:
         self.tokens: deque[Token] = deque()
         self.is_done = False
         self._sampling = request.sampling
+        self.is_greedy = request.sampling.is_greedy
         self._detokenizer = Detokenizer(tokenizer, request.stop)
         self._error: InputError | None = None
         self._times: list[float] = []  # when the prompt began, and each token came

@@ -107,6 +107,10 @@ class Engine(Protocol):
         """Run the chunks and return the (sum of num_logits, V) float32 logits that they want, in their order."""
         ...
 
+    def candidates(self, chunks: Sequence[Chunk]) -> NDArray[np.float32]:
+        """The same, but tokens that are not the most probable may have -inf; what is not -inf is exact."""
+        ...
+
     def score(self, chunks: Sequence[Chunk], targets: Sequence[Sequence[int]]) -> list[Score]:
         """Run the chunks and judge, for each of their tokens, the target that is said to follow it."""
         ...

@@ -125,6 +125,10 @@ class KerasEngine:
                     logits[places[at]] = found[row]
         return logits
 
+    def candidates(self, chunks: Sequence[Chunk]) -> NDArray[np.float32]:
+        """The same: all logits."""
+        return self.logits(chunks)
+
     def score(self, chunks: Sequence[Chunk], targets: Sequence[Sequence[int]]) -> list[Score]:
         """Run the chunks and judge, for each of their tokens, the target that is said to follow it."""
         scores: dict[int, Score] = {}

@@ -25,7 +25,8 @@ class NativeEngine:
 
     Matrices keep the block format of a GGUF file; from float files they become int8 in groups of 32. Keys and values
     are bfloat16, activations int8 in groups of 32, norms and softmax float32, whatever `dtype` says. A reply does not
-    depend on the number of threads, on how a prompt is cut into chunks or on what else runs, to the last bit.
+    depend on the number of threads, on how a prompt is cut into chunks or on what else runs, to the last bit. Without
+    `two_stages` the whole head is read even where the most probable token alone is wanted.
 
     >>> from gemmary.base.config import GemmaConfig
     >>> from gemmary.native.runtime import kernel_sets
@@ -50,6 +51,7 @@ class NativeEngine:
         num_threads: int | None = None,
         kernels: str | None = None,
         dtype: str = "float32",
+        two_stages: bool = True,
     ) -> None:
         config = checkpoint.config
         length = config.max_length if max_length is None else max_length
@@ -63,6 +65,7 @@ class NativeEngine:
             num_threads=default_threads() if num_threads is None else num_threads,
             kernels=kernels,
         )
+        self._two_stages = two_stages
         self._model.load(_blocks(checkpoint))
         self._rings = Rings(config, num_slots=num_slots, max_length=length, chunk_length=self._model.chunk_length)
 
@@ -103,15 +106,23 @@ class NativeEngine:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of the packed weights."""
-        return self._model.weight_bytes
+        """Bytes of weights that are read for a token that is picked greedily."""
+        return self._model.weight_bytes - (self._model.screened_bytes if self._two_stages else 0)
 
     def logits(self, chunks: Sequence[Chunk]) -> NDArray[np.float32]:
         """Run the chunks and return the (sum of num_logits, V) float32 logits that they want, in their order."""
         self._note(chunks)
-        return self._model.forward(
-            [NativeChunk(chunk.slot, chunk.start, chunk.ids, chunk.num_logits) for chunk in chunks]
-        )
+        return self._model.forward(_native(chunks))
+
+    def candidates(self, chunks: Sequence[Chunk]) -> NDArray[np.float32]:
+        """Those logits, but tokens that are not the most probable may have -inf; what is not -inf is exact.
+
+        The head is read in two stages. That the most probable token is missed has a probability below 1e-9.
+        """
+        if not self._two_stages:
+            return self.logits(chunks)
+        self._note(chunks)
+        return self._model.candidates(_native(chunks))
 
     def score(self, chunks: Sequence[Chunk], targets: Sequence[Sequence[int]]) -> list[Score]:
         """Run the chunks and judge, for each of their tokens, the target that is said to follow it."""
@@ -133,6 +144,10 @@ class NativeEngine:
             if not 0 <= chunk.slot < self.num_slots:
                 raise InputError(f"expected a slot in 0..{self.num_slots - 1}, got {chunk.slot}")
             self._rings.ran(chunk)
+
+
+def _native(chunks: Sequence[Chunk]) -> list[NativeChunk]:
+    return [NativeChunk(chunk.slot, chunk.start, chunk.ids, chunk.num_logits) for chunk in chunks]
 
 
 def default_threads() -> int:

@@ -31,6 +31,15 @@ class Sampling:
     repetition_penalty: float = 1.0  # 1 is none
     seed: int = 0
 
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the token picked is the one with the largest logit.
+
+        >>> Sampling().is_greedy, Sampling(repetition_penalty=1.1).is_greedy
+        (True, False)
+        """
+        return self.temperature == 0 and self.repetition_penalty == 1
+
     def __post_init__(self) -> None:
         checks = (
             ("temperature", math.isfinite(self.temperature) and self.temperature >= 0, ">= 0", "use 0 for greedy"),

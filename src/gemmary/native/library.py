@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from gemmary.base.errors import GemmaryError
 
-ABI = 3
+ABI = 4
 
 
 @cache
@@ -39,9 +39,11 @@ def library() -> ctypes.CDLL:
         "declare": (i32, (pointer, i32, i32, i32, i64, i64)),
         "fill": (i32, (pointer, i32, i32, i64, i64, pointer, size)),
         "forward": (i32, (pointer, pointer, i32, pointer, pointer)),
+        "candidates": (i32, (pointer, pointer, i32, pointer, pointer)),
         "score": (i32, (pointer, pointer, i32, pointer, pointer, pointer, pointer)),
         "close": (None, (pointer,)),
         "weight_bytes": (size, (pointer,)),
+        "screened_bytes": (size, (pointer,)),
         "cache_bytes": (size, (pointer,)),
         "kernels_used": (ctypes.c_char_p, (pointer,)),
         "kernels": (ctypes.c_char_p, (i32,)),

@@ -8,7 +8,7 @@ Sizes, types and ranges are checked here with a message, and again in C with a s
 
 import ctypes
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -169,6 +169,11 @@ class Model:
         return int(library().gemmary_weight_bytes(self._handle))
 
     @property
+    def screened_bytes(self) -> int:
+        """Bytes of the packed matrices that `candidates` hardly reads."""
+        return int(library().gemmary_screened_bytes(self._handle))
+
+    @property
     def cache_bytes(self) -> int:
         """Bytes of the key-value cache of all slots."""
         return int(library().gemmary_cache_bytes(self._handle))
@@ -192,10 +197,11 @@ class Model:
 
     def forward(self, chunks: Sequence[NativeChunk]) -> NDArray[np.float32]:
         """Run the chunks and return the (sum of num_logits, V) logits that they want, in their order."""
-        logits = np.empty((sum(max(0, chunk.num_logits) for chunk in chunks), self.config.vocab_size), np.float32)
-        ids = self._ids([chunk.ids for chunk in chunks])
-        self._check(library().gemmary_forward(self._handle, *_as_c(chunks), address(ids), address(logits)), chunks)
-        return logits
+        return self._run(library().gemmary_forward, chunks)
+
+    def candidates(self, chunks: Sequence[NativeChunk]) -> NDArray[np.float32]:
+        """The same, but tokens that are not the most probable may have -inf: an 8-bit embedding is read by half."""
+        return self._run(library().gemmary_candidates, chunks)
 
     def score(
         self, chunks: Sequence[NativeChunk], targets: Sequence[Sequence[int]]
@@ -210,6 +216,12 @@ class Model:
         )
         self._check(status, chunks)
         return log_probs, is_greedy
+
+    def _run(self, function: Callable[..., int], chunks: Sequence[NativeChunk]) -> NDArray[np.float32]:
+        logits = np.empty((sum(max(0, chunk.num_logits) for chunk in chunks), self.config.vocab_size), np.float32)
+        ids = self._ids([chunk.ids for chunk in chunks])
+        self._check(function(self._handle, *_as_c(chunks), address(ids), address(logits)), chunks)
+        return logits
 
     def _fill(self, piece: tuple[str, Blocks, int, int]) -> None:
         path, tensor, first, step = piece

@@ -209,6 +209,7 @@ static void work(void *context, int thread) {
     embed(p);
     layers(p, own);
     if (p->targets) gemmary_judge(p, own);
+    else if (p->screens) gemmary_screen(p, own);
     else gemmary_head(p, own);
 }
 
@@ -270,6 +271,15 @@ gemmary_status gemmary_forward(gemmary_model *m, const gemmary_chunk *chunks, in
     if (!m || !logits || !are_sound(m, chunks, num_chunks, ids)) return GEMMARY_BAD_ARGUMENT;
     if (!m->is_ready) return GEMMARY_NOT_READY;
     run(m, (Pass){.m = m, .chunks = chunks, .ids = ids, .logits = logits}, (size_t)num_chunks);
+    return GEMMARY_OK;
+}
+
+gemmary_status gemmary_candidates(gemmary_model *m, const gemmary_chunk *chunks, int32_t num_chunks, const int32_t *ids,
+                                  float *logits) {
+    if (!m || !logits || !are_sound(m, chunks, num_chunks, ids)) return GEMMARY_BAD_ARGUMENT;
+    if (!m->is_ready) return GEMMARY_NOT_READY;
+    bool screens = gemmary_can_screen(&m->embedding);
+    run(m, (Pass){.m = m, .chunks = chunks, .ids = ids, .logits = logits, .screens = screens}, (size_t)num_chunks);
     return GEMMARY_OK;
 }
 

@@ -18,7 +18,7 @@
 #define GEMMARY_API
 #endif
 
-#define GEMMARY_ABI 3 /* changes with every change of this file that a caller must know of */
+#define GEMMARY_ABI 4 /* changes with every change of this file that a caller must know of */
 
 typedef enum gemmary_status {
     GEMMARY_OK = 0,
@@ -102,6 +102,12 @@ GEMMARY_API gemmary_status gemmary_fill(gemmary_model *model, gemmary_weight wei
 GEMMARY_API gemmary_status gemmary_forward(gemmary_model *model, const gemmary_chunk *chunks, int32_t num_chunks,
                                            const int32_t *ids, float *logits);
 
+/* The same, but tokens that are not the most probable may have -INFINITY. An embedding of eight bits is read in two
+ * stages, the lower halves of its codes for the few tokens that the upper ones leave possible. That the most probable
+ * one is missed has a probability below 1e-9: see head.c. */
+GEMMARY_API gemmary_status gemmary_candidates(gemmary_model *model, const gemmary_chunk *chunks, int32_t num_chunks,
+                                              const int32_t *ids, float *logits);
+
 /* Run chunks and judge for every token the target said to follow it: its log-probability, and whether it is the most
  * probable one (the lowest id of equals). */
 GEMMARY_API gemmary_status gemmary_score(gemmary_model *model, const gemmary_chunk *chunks, int32_t num_chunks,
@@ -111,8 +117,9 @@ GEMMARY_API gemmary_status gemmary_score(gemmary_model *model, const gemmary_chu
 /* Free everything; NULL is fine. */
 GEMMARY_API void gemmary_close(gemmary_model *model);
 
-/* Bytes a model holds: of weights, and of the key-value cache. */
+/* Bytes a model holds: of weights, of those that gemmary_candidates hardly reads, and of the key-value cache. */
 GEMMARY_API size_t gemmary_weight_bytes(const gemmary_model *model);
+GEMMARY_API size_t gemmary_screened_bytes(const gemmary_model *model);
 GEMMARY_API size_t gemmary_cache_bytes(const gemmary_model *model);
 
 /* GEMMARY_ABI of the library that was loaded. */

@@ -32,7 +32,7 @@ typedef enum {
 typedef struct {
     uint8_t extra_bits; /* 0, 1, 2, 4 below the upper four */
     uint8_t scaling;
-    uint8_t center;      /* the code that means 0, where there is no minimum */
+    float center;        /* the code that means 0, where there is no minimum */
     uint8_t scale_bytes; /* of a group of 16 rows */
     uint8_t super_bytes; /* before every 8 groups of 16 rows */
 } Packing;
@@ -84,6 +84,8 @@ typedef struct {
     void (*softcap)(float *x, size_t n, float cap);
     double (*exp_sum)(const float *x, size_t n, float max);
     float (*max)(const float *x, size_t n);
+    /* out[16] = roots of the sums over groups of scale squared times energy, of 16 rows with SCALE_F16 */
+    void (*spread)(const Matrix *w, size_t block, const float *energies, float *out);
 } Kernels;
 
 extern const Kernels gemmary_portable, gemmary_avx2, gemmary_avx512, gemmary_neon, gemmary_dotprod, gemmary_i8mm;
@@ -176,7 +178,7 @@ static inline void matrix_scales(const Matrix *m, size_t block, size_t group, fl
     memcpy(d, is_plain ? at : super, sizeof d);
     if (has_min) memcpy(e, (is_plain ? at : super) + 32, sizeof e);
     for (size_t r = 0; r < BLOCK; r++) {
-        float scale = from_f16(d[r]), center = -(float)m->packing.center;
+        float scale = from_f16(d[r]), center = -m->packing.center;
         switch (m->packing.scaling) {
         case SCALE_F16:
         case SCALE_F16_MIN:

@@ -91,7 +91,7 @@ INLINE void scales_at(const Packing *p, const uint8_t *at, const uint8_t *super,
                       float minima[2][BLOCK]) {
     const bool is_plain = scaling == SCALE_F16 || scaling == SCALE_F16_MIN;
     const __fp16 *d = (const __fp16 *)(is_plain ? at : super), *e = d + BLOCK;
-    const float down = p->extra_bits == 4 ? 0 : -(float)p->center;
+    const float down = p->extra_bits == 4 ? 0 : -p->center;
     for (int half = 0; half < (scaling == SCALE_HALVES ? 2 : 1); half++) {
         const uint8_t *s = at + half * BLOCK, *t = at + BLOCK;
         REDUCE(omp simd)

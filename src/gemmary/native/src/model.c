@@ -262,6 +262,10 @@ void gemmary_close(gemmary_model *m) {
     free(m);
 }
 
+size_t gemmary_screened_bytes(const gemmary_model *m) {
+    return m && gemmary_can_screen(&m->embedding) ? m->embedding.blocks * m->embedding.extra_stride : 0;
+}
+
 size_t gemmary_weight_bytes(const gemmary_model *m) {
     size_t sum = gemmary_matrix_bytes(&m->embedding);
     for (int32_t i = 0; i < m->config.num_layers; i++) {

@@ -60,6 +60,7 @@ typedef struct { /* one pass over at most room.rows tokens: logits where chunks 
     const int32_t *ids, *targets;
     float *logits, *log_probs;
     uint8_t *is_greedy;
+    bool screens; /* logits of those tokens alone that may be the most probable */
 } Pass;
 
 static inline size_t round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
@@ -83,5 +84,7 @@ Activations gemmary_activations(const Room *room, const Matrix *w);
 /* head.c */
 void gemmary_head(const Pass *p, float *own);
 void gemmary_judge(const Pass *p, float *own);
+void gemmary_screen(const Pass *p, float *own);
+bool gemmary_can_screen(const Matrix *w);
 
 #endif

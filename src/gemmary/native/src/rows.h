@@ -123,6 +123,26 @@ static double row_exp_sum(const float *x, size_t n, float most) {
     return sum;
 }
 
+static void row_spread(const Matrix *w, size_t block, const float *energies, float *out) {
+    float sums[BLOCK] = {0};
+    for (size_t group = 0; group < w->groups; group++) {
+        const uint8_t *at = matrix_group(w, block, group);
+        REDUCE(omp simd)
+        for (int r = 0; r < BLOCK; r++) {
+            uint16_t half;
+            memcpy(&half, at + 2 * r, 2);
+            uint32_t bits = (uint32_t)(half & 0x7fff) << 13; /* as float32 2^-112 times the scale */
+            float scale;
+            memcpy(&scale, &bits, 4);
+            scale *= 0x1p112f;
+            sums[r] += scale * scale * energies[group];
+        }
+    }
+    REDUCE(omp simd)
+    for (int r = 0; r < BLOCK; r++) out[r] = sqrtf(sums[r]);
+}
+
 #define ROW_KERNELS                                                                                                \
     .norm = row_norm, .norm_add = row_norm_add, .quantize = row_quantize, .gelu_times = row_gelu_times,            \
-    .rotate = row_rotate, .softmax = row_softmax, .softcap = row_softcap, .exp_sum = row_exp_sum, .max = row_max
+    .rotate = row_rotate, .softmax = row_softmax, .softcap = row_softcap, .exp_sum = row_exp_sum, .max = row_max, \
+    .spread = row_spread
