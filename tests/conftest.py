@@ -5,6 +5,7 @@ In tests only, every function of gemmary.model checks its arguments and result a
 `Float[Array, "B T D"]`: a letter must mean one size in a call.
 """
 
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -23,6 +24,12 @@ install_import_hook("gemmary.model", "beartype.beartype")
 
 SHARED_DATA = Path(__file__).parents[1].parent / "shared" / "data"
 GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def interruptible() -> None:
+    """What a shell starts in the background ignores Ctrl-C, and so would the children that tests interrupt."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

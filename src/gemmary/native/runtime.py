@@ -116,7 +116,9 @@ class Model:
     (1, 32)
     >>> model.score([NativeChunk(slot=0, start=2, ids=[7])], [[1]])[0].shape
     (1,)
-    >>> model.kernels in kernel_sets(), model.cache_bytes, model.weight_bytes > 0
+    >>> model.candidates([NativeChunk(slot=0, start=3, ids=[9])]).shape
+    (1, 32)
+    >>> model.kernels in kernel_sets(), model.cache_bytes, model.weight_bytes > model.screened_bytes
     (True, 16384, True)
 
     Raises InputError for sizes, threads or kernels that cannot be had.
