@@ -89,14 +89,24 @@ static void load(gemmary_model *model, gemmary_type type, size_t block, size_t b
     for (size_t i = 0; i < count; i++) pthread_join(threads[i], NULL);
 }
 
+static int best(const float *logits) {
+    int at = 0;
+    for (int i = 1; i < VOCAB; i++)
+        if (logits[i] > logits[at]) at = i;
+    return at;
+}
+
 static void run(gemmary_model *model, int is_finite) {
     int32_t ids[SLOTS * CHUNK], targets[SLOTS * CHUNK];
-    float logits[SLOTS * CHUNK * VOCAB], log_probs[SLOTS * CHUNK];
+    float logits[SLOTS * CHUNK * VOCAB], found[SLOTS * CHUNK * VOCAB], log_probs[SLOTS * CHUNK];
     uint8_t is_greedy[SLOTS * CHUNK];
     for (int i = 0; i < SLOTS * CHUNK; i++) targets[i] = (ids[i] = i * 37 % VOCAB) / 2;
     for (int start = 0; start + CHUNK <= LENGTH; start += CHUNK - 1) {
         gemmary_chunk chunks[] = {{2, start, CHUNK, 3}, {0, start / 2, 1, 1}, {1, start, CHUNK - 3, 0}};
         expect("forward", gemmary_forward(model, chunks, SLOTS, ids, logits), GEMMARY_OK);
+        expect("candidates", gemmary_candidates(model, chunks, SLOTS, ids, found), GEMMARY_OK);
+        for (int row = 0; row < 4 && is_finite; row++)
+            expect("best", best(found + row * VOCAB), best(logits + row * VOCAB));
         expect("forward one", gemmary_forward(model, chunks + 1, 1, ids, logits), GEMMARY_OK);
         expect("forward none", gemmary_forward(model, chunks + 2, 1, ids, logits), GEMMARY_OK);
         expect("score", gemmary_score(model, chunks, SLOTS, ids, targets, log_probs, is_greedy), GEMMARY_OK);

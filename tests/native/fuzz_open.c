@@ -118,7 +118,7 @@ static void run(Input *in, gemmary_model *m, const gemmary_config *c, int scores
         targets[i] = byte(in) % 64 ? 0 : word(in);
     }
     if (scores) gemmary_score(m, chunks, count, ids, targets, log_probs, is_greedy);
-    else gemmary_forward(m, chunks, count, ids, logits);
+    else if (gemmary_forward(m, chunks, count, ids, logits) == GEMMARY_OK) gemmary_candidates(m, chunks, count, ids, logits);
     free(ids), free(targets), free(logits), free(log_probs), free(is_greedy);
 }
 

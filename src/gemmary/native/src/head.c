@@ -155,6 +155,10 @@ static void bound(const Pass *p, const Activations *x, Judgement *mine, float *o
                     about[i] = 16 * about[i] + SURE * radius[i];
                     radius[i] = least;
                 }
+                if (m->config.final_softcap > 0) { /* what is equal only after it may be equal here too */
+                    m->kernels->softcap(about, BLOCK, m->config.final_softcap);
+                    m->kernels->softcap(radius, BLOCK, m->config.final_softcap);
+                }
                 float most = m->kernels->max(radius, some);
                 if (most > mine[row].most) mine[row].most = most;
                 memcpy(p->logits + row * vocab + first, about, some * sizeof *about);
