@@ -104,14 +104,17 @@ static void declare_or_fill(Input *in, gemmary_model *m, const gemmary_config *c
 static void run(Input *in, gemmary_model *m, const gemmary_config *c, int scores) {
     gemmary_chunk chunks[SLOTS + 1];
     int32_t count = (int32_t)or_any(in, size(in, SLOTS + 1)), given = count < 0 || count > SLOTS + 1 ? SLOTS + 1 : count;
-    size_t tokens = 0;
+    size_t tokens = 0, wanted = 0;
     for (int32_t i = 0; i < given; i++) {
-        chunks[i] = (gemmary_chunk){(int32_t)or_any(in, i), (int32_t)or_any(in, byte(in) % 60), (int32_t)or_any(in, size(in, 20))};
-        if (chunks[i].length > 0 && chunks[i].length <= c->chunk_length) tokens += (size_t)chunks[i].length;
+        chunks[i] = (gemmary_chunk){(int32_t)or_any(in, i), (int32_t)or_any(in, byte(in) % 60), (int32_t)or_any(in, size(in, 20)), 0};
+        chunks[i].num_logits = (int32_t)or_any(in, byte(in) % 3);
+        if (chunks[i].length < 1 || chunks[i].length > c->chunk_length) continue;
+        tokens += (size_t)chunks[i].length;
+        if (chunks[i].num_logits > 0 && chunks[i].num_logits <= chunks[i].length) wanted += (size_t)chunks[i].num_logits;
     }
     if (tokens > MOST || c->vocab_size > MOST || c->model_dim > 4096 || c->mlp_dim > 4096 || c->max_length > MOST) return;
     int32_t *ids = malloc(tokens * sizeof *ids), *targets = malloc(tokens * sizeof *targets);
-    float *logits = malloc((size_t)given * (size_t)c->vocab_size * sizeof *logits), *log_probs = malloc(tokens * sizeof *log_probs);
+    float *logits = malloc(wanted * (size_t)c->vocab_size * sizeof *logits), *log_probs = malloc(tokens * sizeof *log_probs);
     uint8_t *is_greedy = malloc(tokens);
     for (size_t i = 0; i < tokens; i++) {
         ids[i] = (int32_t)(byte(in) % 64 ? i % (size_t)c->vocab_size : (size_t)word(in));

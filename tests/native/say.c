@@ -40,7 +40,7 @@ static int say(FILE *file, gemmary_model *model, const gemmary_config *config) {
         bool fits = size[0] + size[1] <= config->max_length;
         if (!fits || !get(file, ids, (size_t)size[0] * sizeof *ids)) status = GEMMARY_BAD_ARGUMENT;
         for (int32_t at = 0, end = size[0]; !status && at < end;) {
-            gemmary_chunk chunk = {0, at, end - at < size[2] ? end - at : size[2]};
+            gemmary_chunk chunk = {0, at, end - at < size[2] ? end - at : size[2], 1};
             status = gemmary_forward(model, &chunk, 1, ids + at, logits);
             if (!status) fwrite(logits, sizeof *logits, (size_t)vocab, stdout);
             at += chunk.length;

@@ -209,7 +209,7 @@ static void work(void *context, int thread) {
     embed(p);
     layers(p, own);
     if (p->targets) gemmary_judge(p, own);
-    else if (p->screens) gemmary_screen(p, own);
+    else if (p->screens && p->num_logits <= FEW_ROWS) gemmary_screen(p, own); /* more are bound by arithmetic */
     else gemmary_head(p, own);
 }
 
