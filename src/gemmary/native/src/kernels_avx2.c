@@ -143,19 +143,6 @@ INLINE void matvec_of(const Matrix *w, size_t block, const Activations *x, size_
     UNROLL for (int h = 0; h < 2; h++) _mm256_storeu_ps(y + 8 * h, sums[h]);
 }
 
-static void matvec(const Matrix *w, size_t block, const Activations *x, size_t row, float *y) {
-    switch (w->packing.scaling * 8 + w->packing.extra_bits) {
-    case SCALE_F16 * 8 + 0: matvec_of(w, block, x, row, y, 0, SCALE_F16); break;
-    case SCALE_F16 * 8 + 1: matvec_of(w, block, x, row, y, 1, SCALE_F16); break;
-    case SCALE_F16 * 8 + 4: matvec_of(w, block, x, row, y, 4, SCALE_F16); break;
-    case SCALE_F16_MIN * 8 + 0: matvec_of(w, block, x, row, y, 0, SCALE_F16_MIN); break;
-    case SCALE_F16_MIN * 8 + 1: matvec_of(w, block, x, row, y, 1, SCALE_F16_MIN); break;
-    case SCALE_SUPER * 8 + 0: matvec_of(w, block, x, row, y, 0, SCALE_SUPER); break;
-    case SCALE_SUPER * 8 + 1: matvec_of(w, block, x, row, y, 1, SCALE_SUPER); break;
-    default: matvec_of(w, block, x, row, y, 2, SCALE_HALVES);
-    }
-}
-
 INLINE void unpack_of(const Matrix *w, size_t block, size_t group, size_t count, Panel *panel, int bits) {
     for (size_t g = 0; g < count; g++) {
         const uint8_t *at = matrix_group(w, block, group + g), *super = matrix_super(w, block, group + g);
@@ -182,14 +169,7 @@ INLINE void unpack_of(const Matrix *w, size_t block, size_t group, size_t count,
     }
 }
 
-static void unpack(const Matrix *w, size_t block, size_t group, size_t count, Panel *panel) {
-    switch (w->packing.extra_bits) {
-    case 0: unpack_of(w, block, group, count, panel, 0); break;
-    case 1: unpack_of(w, block, group, count, panel, 1); break;
-    case 2: unpack_of(w, block, group, count, panel, 2); break;
-    default: unpack_of(w, block, group, count, panel, 4);
-    }
-}
+#include "formats.h"
 
 /* sums[t][h] += unpacked codes of 16 rows times activations of T tokens */
 INLINE void dots(const uint8_t *codes, const int8_t *a, size_t lda, int tokens, int quads, int fit, int times,

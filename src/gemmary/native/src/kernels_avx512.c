@@ -114,19 +114,6 @@ INLINE void matvec_of(const Matrix *w, size_t block, const Activations *x, size_
     _mm512_storeu_ps(y, sum);
 }
 
-static void matvec(const Matrix *w, size_t block, const Activations *x, size_t row, float *y) {
-    switch (w->packing.scaling * 8 + w->packing.extra_bits) {
-    case SCALE_F16 * 8 + 0: matvec_of(w, block, x, row, y, 0, SCALE_F16); break;
-    case SCALE_F16 * 8 + 1: matvec_of(w, block, x, row, y, 1, SCALE_F16); break;
-    case SCALE_F16 * 8 + 4: matvec_of(w, block, x, row, y, 4, SCALE_F16); break;
-    case SCALE_F16_MIN * 8 + 0: matvec_of(w, block, x, row, y, 0, SCALE_F16_MIN); break;
-    case SCALE_F16_MIN * 8 + 1: matvec_of(w, block, x, row, y, 1, SCALE_F16_MIN); break;
-    case SCALE_SUPER * 8 + 0: matvec_of(w, block, x, row, y, 0, SCALE_SUPER); break;
-    case SCALE_SUPER * 8 + 1: matvec_of(w, block, x, row, y, 1, SCALE_SUPER); break;
-    default: matvec_of(w, block, x, row, y, 2, SCALE_HALVES);
-    }
-}
-
 INLINE void unpack_of(const Matrix *w, size_t block, size_t group, size_t count, Panel *panel, int bits) {
     for (size_t g = 0; g < count; g++) {
         const uint8_t *at = matrix_group(w, block, group + g), *super = matrix_super(w, block, group + g);
@@ -146,14 +133,7 @@ INLINE void unpack_of(const Matrix *w, size_t block, size_t group, size_t count,
     }
 }
 
-static void unpack(const Matrix *w, size_t block, size_t group, size_t count, Panel *panel) {
-    switch (w->packing.extra_bits) {
-    case 0: unpack_of(w, block, group, count, panel, 0); break;
-    case 1: unpack_of(w, block, group, count, panel, 1); break;
-    case 2: unpack_of(w, block, group, count, panel, 2); break;
-    default: unpack_of(w, block, group, count, panel, 4);
-    }
-}
+#include "formats.h"
 
 /* `parts` of a group have scales of their own. */
 INLINE void tile_of(const Panel *panel, size_t group, size_t count, const Activations *x, size_t row, float *y,

@@ -144,19 +144,6 @@ INLINE void matvec_of(const Matrix *w, size_t block, const Activations *x, size_
     UNROLL for (int four = 0; four < 4; four++) vst1q_f32(y + 4 * four, total[four]);
 }
 
-static void matvec(const Matrix *w, size_t block, const Activations *x, size_t row, float *y) {
-    switch (w->packing.scaling * 8 + w->packing.extra_bits) {
-    case SCALE_F16 * 8 + 0: matvec_of(w, block, x, row, y, 0, SCALE_F16); break;
-    case SCALE_F16 * 8 + 1: matvec_of(w, block, x, row, y, 1, SCALE_F16); break;
-    case SCALE_F16 * 8 + 4: matvec_of(w, block, x, row, y, 4, SCALE_F16); break;
-    case SCALE_F16_MIN * 8 + 0: matvec_of(w, block, x, row, y, 0, SCALE_F16_MIN); break;
-    case SCALE_F16_MIN * 8 + 1: matvec_of(w, block, x, row, y, 1, SCALE_F16_MIN); break;
-    case SCALE_SUPER * 8 + 0: matvec_of(w, block, x, row, y, 0, SCALE_SUPER); break;
-    case SCALE_SUPER * 8 + 1: matvec_of(w, block, x, row, y, 1, SCALE_SUPER); break;
-    default: matvec_of(w, block, x, row, y, 2, SCALE_HALVES);
-    }
-}
-
 INLINE void unpack_of(const Matrix *w, size_t block, size_t group, size_t count, Panel *panel, int bits) {
     for (size_t g = 0; g < count; g++) {
         const uint8_t *at = matrix_group(w, block, group + g), *base = at + w->packing.scale_bytes;
@@ -180,14 +167,7 @@ INLINE void unpack_of(const Matrix *w, size_t block, size_t group, size_t count,
     }
 }
 
-static void unpack(const Matrix *w, size_t block, size_t group, size_t count, Panel *panel) {
-    switch (w->packing.extra_bits) {
-    case 0: unpack_of(w, block, group, count, panel, 0); break;
-    case 1: unpack_of(w, block, group, count, panel, 1); break;
-    case 2: unpack_of(w, block, group, count, panel, 2); break;
-    default: unpack_of(w, block, group, count, panel, 4);
-    }
-}
+#include "formats.h"
 
 /* sums[t][i] = unpacked codes of rows 4i .. 4i+3 times activations of token t, over 16 columns, `steps` times */
 INLINE void dots(const int8_t *codes, const int8_t *const a[TILE], int steps, int tokens, Ints sums[TILE][4]) {
