@@ -40,10 +40,15 @@ class _Layer:
     """One layer's view of the weights, by their names in the table without the layer."""
 
     def __init__(self, config: GemmaConfig, all_weights: Weights, index: int) -> None:
-        self.config, self._weights, self._prefix = config, all_weights, f"layers.{index}."
+        self.config, self.index, self._weights, self._prefix = config, index, all_weights, f"layers.{index}."
 
     def __getitem__(self, name: str) -> Array:
         return self._weights[self._prefix + name]
+
+    @property
+    def weights(self) -> dict[str, Any]:
+        """The layer's weights by their paths."""
+        return {path: each for path, each in self._weights.items() if path.startswith(self._prefix)}
 
     def norm(self, x: Float[Array, "... D"], name: str) -> Float[Array, "... D"]:
         """The RMSNorm of that name."""
@@ -130,7 +135,7 @@ def _attention(
     parts = [(*pair, pick(mask)) for *pair, mask in look(ops.swapaxes(k, 1, 2), ops.swapaxes(v, 1, 2))]
     blocks = [attend(some, seen, config.attn_softcap) for some, seen in _blocks(q, parts)]
     mixed = blocks[0] if len(blocks) == 1 else ops.concatenate(blocks, axis=1)
-    return project(mixed, ops.reshape(layer["attention.output"], (config.model_dim, -1)))
+    return project(mixed, layer["attention.output"])
 
 
 def _blocks(q: Float[Array, "B Q N H"], parts: Sequence[Part]) -> Iterator[tuple[Array, Sequence[Part]]]:
@@ -159,6 +164,22 @@ def _block(
     mixed = _attention(layer.norm(x, "attention_norm"), layer, rotation, look, pick)
     x = pick(x) + layer.post_norm(mixed, "attention_post_norm")
     return x + layer.post_norm(_feed_forward(layer.norm(x, "mlp_norm"), layer), "mlp_post_norm")
+
+
+def _forgetful(
+    x: Float[Array, "B T D"], layer: _Layer, rotation: Rotation, look: Look, pick: Pick
+) -> Float[Array, "B Q D"]:
+    """`_block` that keeps its input alone for the backward pass and computes the rest again.
+
+    Weights are arguments of what is computed again: TensorFlow gives no gradient to what a closure holds.
+    """
+    kept = layer.weights
+
+    def block(x: Array, *arrays: Array) -> Array:
+        again = _Layer(layer.config, keras.tree.pack_sequence_as(kept, arrays), layer.index)
+        return _block(x, again, rotation, look, pick)
+
+    return keras.remat(block)(x, *(ops.convert_to_tensor(each) for each in keras.tree.flatten(kept)))
 
 
 def embed(config: GemmaConfig, table: Float[Array, "V D"], ids: Int[Array, "B T"], dtype: str) -> Float[Array, "B T D"]:
@@ -203,10 +224,12 @@ def forward(
     segments: Int[Array, "B T"] | None = None,
     positions: Int[Array, "B T"] | None = None,
     dtype: str = "float32",
+    remat: bool = False,
 ) -> Float[Array, "B T D"]:
     """The last layer's output for whole sequences, as in training; logits are `head` of it.
 
     `segments` numbers the documents packed into a row: a token sees its own only; then `positions` count within them.
+    With `remat` a backward pass computes each layer again: of a layer only its input is kept.
 
     >>> config = GemmaConfig(vocab_size=8, num_layers=1, model_dim=4, num_heads=1, num_kv_heads=1, mlp_dim=4)
     >>> zeros = {path: ops.zeros(row.shape(config)) for path, row, _ in weights(config)}
@@ -226,6 +249,7 @@ def forward(
         lambda index, k, v: [(k, v, masks[config.windows[index]])],
         every,
         dtype,
+        _forgetful if remat else _block,
     )
 
 
@@ -278,11 +302,12 @@ def _layers(
     look: Callable[[int, Array, Array], Sequence[Part]],
     pick: Pick,
     dtype: str,
+    block: Callable[[Array, _Layer, Rotation, Look, Pick], Array] = _block,
 ) -> Float[Array, "B Q D"]:
     x = embed(config, all_weights["embedding"], ids, dtype)
     for index, window in enumerate(config.windows):
         wanted = pick if index == config.num_layers - 1 else every
-        x = _block(x, _Layer(config, all_weights, index), turns[window is not None], partial(look, index), wanted)
+        x = block(x, _Layer(config, all_weights, index), turns[window is not None], partial(look, index), wanted)
     return x
 
 

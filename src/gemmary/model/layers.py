@@ -74,17 +74,19 @@ def rotate(
     return ops.cast(wide * cos + ops.concatenate([second, first], axis=-1) * sin, x.dtype)
 
 
-def project(x: Float[Array, "*rest D"], weight: Float[Array, "*out D"]) -> Float[Array, "*rest outs"]:
+def project(x: Float[Array, "*rest D"], weight: Any) -> Float[Array, "*rest outs"]:
     """Contract the last letter of x with the last of the weight; the weight's other letters become one axis.
 
     Every weight of the table keeps its contracted letters last, so this is the model's only matrix product. The weight
     is seen as a matrix, which is free, since compilers transpose a weight of three axes in every call. It is cast to
-    x's precision.
+    x's precision. A weight in parts (`model/lora.py`) knows its product.
 
     >>> from keras import ops
     >>> project(ops.ones((1, 3, 8)), ops.ones((4, 2, 8))).shape == (1, 3, 8)
     True
     """
+    if isinstance(weight, tuple):
+        return weight.project(x)
     matrix = ops.reshape(ops.cast(weight, x.dtype), (-1, x.shape[-1]))
     if math.prod(x.shape) == x.shape[-1]:
         return _project_row(x, matrix)

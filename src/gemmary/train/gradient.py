@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one thing that differs between backends in training: how a gradient is taken, and how a step is compiled."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+Array = Any
+Arrays = dict[str, Array]
+Loss = Callable[[Arrays], tuple[Array, Any]]  # of what is learned: a scalar, and what else is wanted of the pass
+
+
+def value_and_gradient(loss: Loss, learned: Arrays) -> tuple[tuple[Array, Any], Arrays]:
+    """A scalar function's value with all else that it returns, and its gradient by each array.
+
+    >>> from keras import ops
+    >>> (value, x), slopes = value_and_gradient(lambda each: (each["x"] ** 2, each["x"]), {"x": ops.array(3.0)})
+    >>> float(value), float(x), float(slopes["x"])
+    (9.0, 3.0, 6.0)
+    """
+    backend = keras.backend.backend()
+    if backend == "jax":
+        import jax
+
+        return jax.value_and_grad(loss, has_aux=True)(learned)  # type: ignore[no-any-return]
+    if backend == "tensorflow":
+        import tensorflow
+
+        with tensorflow.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(learned)
+            value, aux = loss(learned)
+        return (value, aux), tape.gradient(value, learned)
+    import torch
+
+    leaves = {path: each.detach().requires_grad_() for path, each in learned.items()}
+    with torch.enable_grad():
+        value, aux = loss(leaves)
+    slopes = torch.autograd.grad(value, list(leaves.values()))
+    value, aux = keras.tree.map_structure(lambda each: each.detach(), (value, aux))
+    return (value, aux), dict(zip(leaves, slopes, strict=True))
+
+
+def compiled(step: Callable[..., Any]) -> Callable[..., Any]:
+    """A step compiled for each set of shapes; the memory of its first argument, a dictionary, may become its result's.
+
+    PyTorch runs it as it is.
+
+    >>> from keras import ops
+    >>> float(compiled(lambda state, y: state["x"] + y)({"x": ops.array(1.0)}, ops.array(2.0)))
+    3.0
+    """
+    backend = keras.backend.backend()
+    if backend == "jax":
+        import jax
+
+        return jax.jit(step, donate_argnums=0)
+    if backend == "tensorflow":
+        import tensorflow
+
+        def copied(first: Any, *others: Any) -> Any:  # TensorFlow allows no change of an argument
+            return step(dict(first), *others)
+
+        return tensorflow.function(copied, autograph=False)  # type: ignore[no-any-return]
+    return step

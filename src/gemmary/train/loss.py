@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Log-probabilities of wanted tokens from hidden states, without the logits of more than a chunk of tokens.
+
+    x (M, D) ─► chunks (C, D) ─┬─► logits (C, V) ─► log-probability of each target
+                               └─► its gradient by x, made at once while the logits are there
+
+The logits of 4 × 512 tokens over 262,144 pieces are 2.1 GB in float32, their gradient as much again. Here the backward
+pass finds x's gradient ready; that of the table, where it is learned, costs the logits a second time.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from jaxtyping import Float, Int
+from keras import ops
+
+from gemmary.model.layers import softcap
+
+Array = Any
+
+CHUNK = 128  # tokens: 134 MB of logits over 262,144 pieces
+
+
+def token_log_probs(
+    x: Float[Array, "M D"],
+    table: Float[Array, "V D"],
+    targets: Int[Array, "M"],
+    *,
+    cap: float | None,
+    learns_table: bool,
+    chunk: int = CHUNK,
+) -> Float[Array, "M"]:
+    """Natural logarithms of the targets' probabilities, float32; x is what the head's norm gives, `cap` its soft cap.
+
+    Products are in x's precision, all else in float32. Without `learns_table` the table is a constant.
+
+    >>> x, table = ops.ones((2, 4)), ops.zeros((8, 4))
+    >>> found = token_log_probs(x, table, ops.array([0, 7], "int32"), cap=None, learns_table=False)
+    >>> [round(float(each), 4) for each in found]  # ln 1/8
+    [-2.0794, -2.0794]
+    """
+    parts, wanted = _chunked(x, chunk), _chunked(targets, chunk)
+    size = targets.shape[0]
+
+    def run(x: Array, *learned: Array) -> tuple[Array, Callable[..., Any]]:
+        head = ops.cast(learned[0] if learned else table, x.dtype)
+
+        def judge(both: tuple[Array, Array]) -> tuple[Array, Array]:
+            log_probs, slopes = _judged(both[0], head, both[1], cap)
+            return log_probs, ops.matmul(slopes, head)
+
+        log_probs, ready = ops.map(judge, (x, wanted))  # one after the other
+
+        def gradient(*arguments: Array, upstream: Array | None = None) -> Any:
+            (upstream,) = arguments[-1:] if upstream is None else (upstream,)
+            by_x = ready * ops.cast(ops.expand_dims(upstream, -1), ready.dtype)
+            return (by_x, _by_table(x, learned[0], wanted, upstream, cap)) if learned else by_x
+
+        return log_probs, gradient
+
+    given = (parts, table) if learns_table else (parts,)
+    return ops.reshape(ops.custom_gradient(run)(*given), (-1,))[:size]
+
+
+def _judged(
+    x: Float[Array, "C D"], head: Float[Array, "V D"], targets: Int[Array, "C"], cap: float | None
+) -> tuple[Float[Array, "C"], Float[Array, "C V"]]:
+    """Log-probabilities of one chunk's targets, and their gradients by the product of x and the head."""
+    raw = ops.cast(ops.matmul(x, ops.transpose(head)), "float32")
+    logits = softcap(raw, cap)
+    best = ops.max(logits, axis=-1, keepdims=True)
+    powers = ops.exp(logits - best)
+    total = ops.sum(powers, axis=-1, keepdims=True)
+    is_target = ops.expand_dims(targets, -1) == ops.arange(head.shape[0], dtype=targets.dtype)
+    chosen = ops.take_along_axis(logits, ops.expand_dims(targets, -1), axis=-1)
+    slopes = ops.cast(is_target, "float32") - powers / total
+    if cap is not None:
+        slopes = slopes * (1.0 - ops.square(logits / cap))  # tanh' = 1 - tanh^2
+    return (chosen - best - ops.log(total))[:, 0], ops.cast(slopes, x.dtype)
+
+
+def _by_table(
+    x: Float[Array, "n C D"],
+    table: Float[Array, "V D"],
+    targets: Int[Array, "n C"],
+    upstream: Float[Array, "n C"],
+    cap: float | None,
+) -> Float[Array, "V D"]:
+    """The table's gradient, summed over chunks in its own precision."""
+    head = ops.cast(table, x.dtype)
+
+    def add(total: Array, chunk: tuple[Array, Array, Array]) -> tuple[Array, None]:
+        part, wanted, weights = chunk
+        _, slopes = _judged(part, head, wanted, cap)
+        slopes = slopes * ops.cast(ops.expand_dims(weights, -1), slopes.dtype)
+        return total + ops.cast(ops.matmul(ops.transpose(slopes), part), total.dtype), None
+
+    total, _ = ops.scan(add, ops.zeros_like(table), (x, targets, upstream))
+    return total
+
+
+def _chunked(array: Array, chunk: int) -> Array:
+    """(M, ...) as (chunks, C, ...), the last one filled up with zeros."""
+    size, rest = array.shape[0], array.shape[1:]
+    count = -(-size // chunk)
+    chunk = -(-size // count)  # of like size: little is filled up
+    padded = ops.pad(array, [(0, count * chunk - size), *((0, 0) for _ in rest)])
+    return ops.reshape(padded, (count, chunk, *rest))
