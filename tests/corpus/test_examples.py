@@ -241,6 +241,7 @@ def test_real_files_are_read_whole(name: str, shared_data: Path, gemma: Tokenize
         assert len(result.examples) == result.kept
 
 
+@pytest.mark.slow
 def test_what_is_learned_of_gsm8k_is_its_answers(shared_data: Path, gemma: Tokenizer) -> None:
     file = shared_data / "benchmarks/gsm8k/test.jsonl"
     lines = [json.loads(line) for line in file.read_text("utf-8").splitlines()]

@@ -106,12 +106,12 @@ def test_a_row_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_rows_come_as_they_are_read(tmp_path: Path) -> None:
     line = json.dumps({"text": "a" * 10_000}).encode()
-    (tmp_path / "a.jsonl").write_bytes(b"\n".join([line] * 10_000))  # 100 MB
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join([line] * 4000))  # 40 MB
     tracemalloc.start()
     count = sum(1 for _ in rows(tmp_path / "a.jsonl"))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert count == 10_000 and peak < 32 << 20
+    assert count == 4000 and peak < 24 << 20
     (tmp_path / "b.jsonl").write_bytes(LINES + b"\nbad")
     assert len(list(islice(rows(tmp_path / "b.jsonl"), 3))) == 3
 
@@ -136,6 +136,13 @@ def test_a_source_without_files_of_rows_says_what_they_are(tmp_path: Path) -> No
     for source in (tmp_path, tmp_path / "a.csv"):
         with pytest.raises(FileError, match=r"^expected .jsonl, .json or .txt .*, or .parquet, got .*: convert it"):
             files(source)
+
+
+def test_a_data_set_of_hugging_face_is_its_local_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(module, "dataset_from_hugging_face", lambda address: asked.append(address) or tmp_path)
+    (tmp_path / "a.jsonl").touch()
+    assert files("hf://datasets/owner/name") == [tmp_path / "a.jsonl"] and asked == ["owner/name"]
 
 
 def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@
     positions   0 1 2 0 1 2 3 0     within the document
     at          0 1 5               places of the flat B * T whose next token is learned ...
     targets     a b e               ... that token ...
-    weights     1 1 1               ... and 1; 0 where these three are padded to one of eight sizes
+    weights     1 1 1               ... and 1; these three are padded with 0 to one of eight sizes
 
 A batch is a function of the examples, the settings and its step: training goes on at step n knowing n alone. Rows are
 packed once, best fit, the longest example first; each epoch draws their order from a Philox generator keyed with seed
@@ -71,11 +71,12 @@ class Batches:
         if step < 0:
             raise InputError(f"expected a step >= 0, got {step}: count from 0")
         epoch, place = divmod(step, self.steps_per_epoch)
-        if self._epoch[0] != epoch:
-            self._epoch = (epoch, self._drawn(epoch, self.num_rows))
+        known = self._epoch  # read once: other threads may ask for other epochs
+        if known[0] != epoch:
+            known = self._epoch = (epoch, self._drawn(epoch, self.num_rows))
         accumulate, size, length = self.shape
         first = place * accumulate * size
-        chosen = [self._epoch[1][first + a * size :][:size].tolist() for a in range(accumulate)]
+        chosen = [known[1][first + a * size :][:size].tolist() for a in range(accumulate)]
         grids = np.zeros((3, *self.shape), np.int32)
         learned = [self._fill(grids[:, a], rows) for a, rows in enumerate(chosen)]
         unit = -(-size * length // 8)
@@ -107,7 +108,7 @@ class Batches:
         return np.concatenate(learned, axis=1)
 
     def _drawn(self, epoch: int, count: int) -> NDArray[np.intp]:
-        """An order of 0 .. count - 1 from raw random words, whose stream NumPy never changes."""
+        """An order of 0 .. count - 1 from raw random words, whose stream NumPy keeps for good (NEP 19)."""
         words = np.random.Philox(key=np.array([self._seed, epoch], np.uint64)).random_raw(count)
         return np.argsort(words, kind="stable")
 
