@@ -24,11 +24,15 @@ COMMIT = "c0ffee" * 6 + "c0de"
 CHILD = """
 import json, sys
 from gemmary.base.errors import GemmaryError
+from gemmary.formats.hub import dataset_from_hugging_face
 from gemmary.formats.locate import locate
+DATASETS = "hf://datasets/"
 results = []
 for name in sys.argv[1:]:
     try:
-        results.append(["path", str(locate(name))])
+        is_data = name.startswith(DATASETS)
+        path = dataset_from_hugging_face(name.removeprefix(DATASETS)) if is_data else locate(name)
+        results.append(["path", str(path)])
     except GemmaryError as error:
         results.append([type(error).__name__, str(error)])
 print(json.dumps(results))
@@ -55,9 +59,11 @@ class Answer(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = re.sub("^http://[^/]*", "", self.path).partition("?")[0]
         self.server.asked.append(f"{self.command} {path}")
-        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(/revision/\w+|/tree/\w+)?", path):
+        if match := re.fullmatch(
+            r"/api/(?:models/|(?=datasets/))((?:datasets/)?[^/]+/[^/]+)(/revision/\w+|/tree/\w+)?", path
+        ):
             self.hugging_face(match[1], is_tree="/tree/" in (match[2] or ""))
-        elif match := re.fullmatch(r"/([^/]+/([^/]+))/resolve/\w+/(.+)", path):
+        elif match := re.fullmatch(r"/((?:datasets/)?[^/]+/([^/]+))/resolve/\w+/(.+)", path):
             if match[2] == "gated":
                 self.answer(401, headers={"X-Error-Code": "GatedRepo"})
             else:
@@ -221,6 +227,30 @@ def test_one_file_of_a_repository(hubs: Hubs, make_tiny: Callable[..., Checkpoin
     assert not any("b.gguf" in asked for asked in hubs.asked)
     assert missing[0] == "UnknownModelError" and "expected c.gguf in hf://owner/files, got no such file" in missing[1]
     assert whole[0] == "UnknownModelError" and "name one of those at https://huggingface.co/owner/files" in whole[1]
+
+
+def test_a_data_set_is_its_files_of_rows_or_the_one_named(hubs: Hubs, tmp_path: Path) -> None:
+    folder = hubs.root / "datasets/owner/rain"
+    for name in ("README.md", "data/train.jsonl.gz", "data/test.parquet", "all.txt", "image.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(name.encode())
+    (hubs.root / "datasets/owner/images").mkdir()
+    (hubs.root / "datasets/owner/images/image.png").touch()
+    (hubs.root / "datasets/owner/gated").mkdir()
+    (hubs.root / "datasets/owner/gated/a.jsonl").touch()
+    names = ["rain/data/train.jsonl.gz", "rain", "rain/none.jsonl", "images", "none", "gated"]
+    one, whole, no_file, no_rows, none, gated = located(
+        endpoint_of(hubs), tmp_path, *(f"hf://datasets/owner/{name}" for name in names)
+    )
+    assert Path(one[1]).read_text("utf-8") == "data/train.jsonl.gz"
+    found = {path.relative_to(whole[1]).as_posix() for path in Path(whole[1]).rglob("*") if path.is_file()}
+    assert found == {"data/train.jsonl.gz", "data/test.parquet", "all.txt"}
+    assert no_file[0] == no_rows[0] == none[0] == "UnknownModelError" and gated[0] == "GatedError"
+    page = "https://huggingface.co/datasets/owner"
+    assert no_file[1] == f"expected none.jsonl in hf://datasets/owner/rain, got none: see {page}/rain"
+    assert no_rows[1].startswith("expected files such as *.parquet, ")
+    assert none[1].startswith(f"expected a dataset at {page}/none, got none that you may read")
+    assert f"accept its terms at {page}/gated" in gated[1]
 
 
 def test_terms_that_are_not_accepted_are_named_with_the_place_to_accept_them(

@@ -6,7 +6,7 @@ GemmaryError
 │   └── ContextError      a prompt that does not fit the model's context
 ├── FileError             a file that is missing, damaged or of an unknown kind
 │   └── CheckpointError   tensors missing, duplicate, of a wrong shape, or not finite
-├── UnknownModelError     a model name that resolves to nothing
+├── UnknownModelError     a name of a model or data set that resolves to nothing
 │   └── GatedError        a download that waits for accepted terms
 └── MissingExtraError     an optional dependency that is not installed
 """
@@ -53,7 +53,7 @@ class CheckpointError(FileError):
 
 
 class UnknownModelError(GemmaryError):
-    """A model name that resolves to nothing.
+    """A name of a model or data set that resolves to nothing.
 
     >>> issubclass(UnknownModelError, GemmaryError)
     True

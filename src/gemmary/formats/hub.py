@@ -24,6 +24,7 @@ _FOLDER = (  # what a Hugging Face folder and a preset of KerasHub hold: no seco
     "metadata.json",
     "assets/tokenizer/vocabulary.spm",
 )
+_ROWS = ("*.parquet", *(f"*.{end}{packed}" for end in ("jsonl", "json", "txt") for packed in ("", ".gz")))
 _WORD = re.compile(r"[\w.-]*\w[\w.-]*")
 
 
@@ -48,6 +49,25 @@ def from_hugging_face(address: str) -> Path:
             f"{_page(repository)}, as in hf://{repository}/model.gguf"
         )
     return folder / file
+
+
+def dataset_from_hugging_face(address: str) -> Path:
+    """The local copy of the data set `owner/name` (a folder with its files of rows) or of one file, `owner/name/file`.
+
+    Raises what `from_hugging_face` raises.
+
+    >>> dataset_from_hugging_face("gsm8k")
+    Traceback (most recent call last):
+    gemmary.base.errors.UnknownModelError: expected hf://datasets/owner/name[/file], got 'hf://datasets/gsm8k'
+    """
+    name = f"hf://datasets/{address}"
+    words = _words(name, "hf://datasets/owner/name[/file]", 3, 9)
+    repository, file = "/".join(words[:3]), "/".join(words[3:])
+    found = _snapshot(repository, [glob.escape(file)] if file else _ROWS) / file
+    if not (found.is_file() if file else any(found.rglob("*.*"))):
+        wanted = file or f"files such as {', '.join(_ROWS)}"
+        raise UnknownModelError(f"expected {wanted} in hf://{repository}, got none: see {_page(repository)}")
+    return found
 
 
 def from_kaggle(address: str) -> Path:
@@ -89,12 +109,15 @@ def _is_checkpoint(folder: Path) -> bool:
 
 
 def _snapshot(repository: str, patterns: list[str] | tuple[str, ...]) -> Path:
+    """Some files of a model, `owner/name`, or of a data set, `datasets/owner/name`."""
+    kind = "dataset" if repository.count("/") == 2 else "model"
+    handle = "/".join(repository.split("/")[-2:])
     try:
         from huggingface_hub import constants, errors, snapshot_download
     except ImportError:
         raise MissingExtraError.of(f"hf://{repository}", "huggingface_hub", "hub") from None
     try:
-        return Path(snapshot_download(repository, allow_patterns=list(patterns)))
+        return Path(snapshot_download(handle, repo_type=kind, allow_patterns=list(patterns)))
     except errors.GatedRepoError:
         raise GatedError(
             f"expected accepted terms for {repository}, got none: read and accept {_terms(repository)} at "
@@ -102,7 +125,7 @@ def _snapshot(repository: str, patterns: list[str] | tuple[str, ...]) -> Path:
         ) from None
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError):
         raise UnknownModelError(
-            f"expected a model at {_page(repository)}, got none that you may read: check the name; "
+            f"expected a {kind} at {_page(repository)}, got none that you may read: check the name; "
             "for a private one log in with `hf auth login` or set HF_TOKEN"
         ) from None
     except Exception as error:  # of the client, of httpx or requests, of the system: its versions differ in which
