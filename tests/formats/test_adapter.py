@@ -37,14 +37,18 @@ def test_merged_weights_are_those_of_the_formula(
         np.testing.assert_allclose(found.reshape(-1, into), expected, rtol=0, atol=2e-7 * abs(expected).max())
 
 
-def test_only_adapted_matrices_leave_their_blocks(
+def test_only_adapted_matrices_leave_their_blocks_and_can_be_read_by_rows(
     make_tiny: Callable[..., Checkpoint], random_adapter: Callable[..., Adapter], tmp_path: Path
 ) -> None:
     write_checkpoint(make_tiny("gemma3"), tmp_path / "m.gguf", format="gguf", dtype="q4_0")
     base = open_checkpoint(tmp_path / "m.gguf")
-    model = merged(base, random_adapter(base, targets=("attention.query", "mlp.down")))
-    gone = {path for path in base.blocks if path.endswith(("attention.query", "mlp.down"))}
-    assert model.blocks.keys() == base.blocks.keys() - gone and len(gone) == 14
+    model = merged(base, random_adapter(base, targets=("attention.query", "mlp.down"), is_dora=True))
+    adapted = {path for path in base.blocks if path.endswith(("attention.query", "mlp.down"))}
+    assert {path for path in base.blocks if model.blocks[path] is not base.blocks[path]} == adapted
+    for path in adapted:
+        blocks = model.blocks[path]
+        rows = blocks.read(16, 32).view(np.float32).reshape(32, -1)
+        np.testing.assert_allclose(rows, model.tensors[path]().reshape(blocks.shape)[16:48], rtol=0, atol=1e-7)
     assert model.tensors["embedding"] is base.tensors["embedding"]
 
 

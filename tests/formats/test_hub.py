@@ -18,7 +18,9 @@ from typing import Any
 
 import pytest
 
+from gemmary.formats.adapter import Adapter
 from gemmary.formats.checkpoint import Checkpoint, open_checkpoint, write_checkpoint
+from gemmary.formats.peft_folder import read_adapter, write_adapter
 
 COMMIT = "c0ffee" * 6 + "c0de"
 CHILD = """
@@ -221,6 +223,15 @@ def test_one_file_of_a_repository(hubs: Hubs, make_tiny: Callable[..., Checkpoin
     assert not any("b.gguf" in asked for asked in hubs.asked)
     assert missing[0] == "UnknownModelError" and "expected c.gguf in hf://owner/files, got no such file" in missing[1]
     assert whole[0] == "UnknownModelError" and "name one of those at https://huggingface.co/owner/files" in whole[1]
+
+
+def test_an_adapter_is_downloaded_as_a_model_is(
+    hubs: Hubs, make_tiny: Callable[..., Checkpoint], random_adapter: Callable[..., Adapter], tmp_path: Path
+) -> None:
+    adapter = random_adapter(make_tiny("gemma3"))
+    write_adapter(adapter, hubs.root / "owner" / "adapter")
+    ((kind, path),) = located(endpoint_of(hubs), tmp_path, "hf://owner/adapter")
+    assert kind == "path" and read_adapter(Path(path)).base == adapter.base
 
 
 def test_terms_that_are_not_accepted_are_named_with_the_place_to_accept_them(

@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemmary.base.errors import CheckpointError, InputError
-from gemmary.formats.content import Checkpoint, check_finite
+from gemmary.formats.content import Blocks, Checkpoint, check_finite
+from gemmary.formats.quantize import BlockType, dequantize
 from gemmary.formats.storage import shown
 from gemmary.formats.tensors import TABLE, Weight, weights
 
@@ -139,7 +140,7 @@ def fingerprint(checkpoint: Checkpoint) -> str:
 
 
 def merged(checkpoint: Checkpoint, adapter: Adapter) -> Checkpoint:
-    """The model with its adapter: adapted matrices read as float32 and merged when they are read, all else as before.
+    """The model with its adapter: adapted matrices are float32, merged when they are read; all else is as before.
 
     Raises CheckpointError when the adapter is not for this model.
 
@@ -153,30 +154,42 @@ def merged(checkpoint: Checkpoint, adapter: Adapter) -> Checkpoint:
     if adapter.base and (found := fingerprint(checkpoint)) != adapter.base:
         raise _another(f"the model {shown(adapter.base)} that the adapter was learnt on", f"the model {found}")
     rows = {path: row for path, row, _ in weights(checkpoint.config)}
-    tensors = dict(checkpoint.tensors)
+    tensors, blocks = dict(checkpoint.tensors), dict(checkpoint.blocks)
     for path in adapter.weights:
         if path not in rows:
             raise _another(f"{path} in the model", f"{checkpoint.config.num_layers} layers")
         out, into = rows[path].hf.shape(checkpoint.config)
         _require_shape(adapter, f"{path}.down", (adapter.rank, into))
         _require_shape(adapter, f"{path}.up", (out, adapter.rank))
-        if adapter.is_dora:
-            _require_shape(adapter, f"{path}.magnitude", (out,))
-        tensors[path] = partial(_merge, checkpoint.tensors[path], adapter, path)
-    blocks = {path: each for path, each in checkpoint.blocks.items() if path not in adapter.weights}
+        tensors[path] = partial(_merged_array, checkpoint.tensors[path], adapter, path)
+        if path in blocks:
+            read = partial(_merged_rows, checkpoint.blocks[path], adapter, path)
+            blocks[path] = Blocks(kind=BlockType.F32, shape=(out, into), read=read)
     return replace(checkpoint, tensors=tensors, blocks=blocks)
 
 
-def _merge(read: Callable[[], NDArray[Any]], adapter: Adapter, path: str) -> NDArray[np.float32]:
-    base, up, down = read(), adapter.tensors[f"{path}.up"], adapter.tensors[f"{path}.down"]
+def _merged_array(read: Callable[[], NDArray[Any]], adapter: Adapter, path: str) -> NDArray[np.float32]:
+    base = read()
+    rows = base.reshape(len(adapter.tensors[f"{path}.up"]), -1)
+    return _merge(rows, adapter, path, slice(None)).reshape(base.shape)
+
+
+def _merged_rows(base: Blocks, adapter: Adapter, path: str, first: int, count: int) -> NDArray[np.uint8]:
+    """The bytes of some rows; so a matrix need not be in memory whole."""
+    rows = dequantize(base.read(first, count), base.kind, (count, base.shape[1]))
+    return _merge(rows, adapter, path, slice(first, first + count)).reshape(-1).view(np.uint8)
+
+
+def _merge(base: NDArray[Any], adapter: Adapter, path: str, rows: slice) -> NDArray[np.float32]:
+    up, down = adapter.tensors[f"{path}.up"][rows], adapter.tensors[f"{path}.down"]
     with np.errstate(over="ignore", invalid="ignore"):
-        matrix = up @ down * np.float32(adapter.scale)
-        matrix += base.reshape(matrix.shape)
+        matrix = np.multiply(up, adapter.scale, dtype=np.float32) @ down
+        matrix += base
         if adapter.is_dora:
-            norms = np.linalg.norm(matrix, axis=1)
-            matrix *= (adapter.tensors[f"{path}.magnitude"] / np.maximum(norms, np.finfo(np.float32).tiny))[:, None]
+            norms = np.linalg.norm(matrix, axis=1).clip(np.finfo(np.float32).tiny)
+            matrix *= (adapter.tensors[f"{path}.magnitude"][rows] / norms)[:, None]  # a row of zeros stays one
     check_finite(matrix, f"{path} with its adapter")
-    return matrix.reshape(base.shape)
+    return matrix
 
 
 def _require_shape(adapter: Adapter, name: str, shape: tuple[int, ...]) -> None:

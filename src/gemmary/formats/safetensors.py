@@ -81,7 +81,7 @@ def _name(prefix: str, row: Weight, layer: int | None) -> tuple[str, Stored]:
 def _files(folder: Path) -> list[Path]:
     if (folder / _ONE_FILE).exists():
         return [folder / _ONE_FILE]
-    if (folder / "adapter_config.json").exists():
+    if not (folder / _INDEX).exists() and (folder / "adapter_config.json").exists():
         raise FileError(f"expected a model, got the adapter {folder.name}: give its base, and this one as the adapter")
     if not (folder / _INDEX).exists():
         raise FileError(
