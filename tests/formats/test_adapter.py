@@ -88,6 +88,14 @@ def test_bfloat16_norms_survive_where_1_is_added(tiny: Checkpoint) -> None:
     assert fingerprint(models[0]) == fingerprint(models[1]) != fingerprint(tiny)
 
 
+def test_the_default_is_known_by_the_norms_it_was_published_with(default_checkpoint: Path) -> None:
+    """Its file has 1 + w; Google's has the w of bfloat16, which these are when they are rounded to it."""
+    found = open_checkpoint(default_checkpoint)
+    norms = {path: found.tensors[path]() for path, row, _ in weights(found.config) if row.is_norm}
+    rounded = {path: (lambda array=array: array.astype("bfloat16")) for path, array in norms.items()}
+    assert fingerprint(replace(found, tensors=rounded)) == fingerprint(found) == "4c77f51e80b16236"
+
+
 def test_the_fingerprint_changes_with_the_norms_and_the_sizes(make_tiny: Callable[..., Checkpoint]) -> None:
     base = make_tiny("gemma3")
     tuned = base.tensors["final_norm"]() + np.float32(0.002)
