@@ -153,7 +153,7 @@ def test_parts_that_do_not_fit_together_are_refused(
         CheckpointError, match=r"expected tensors for the targets mlp\.up, got some for attention\.key, "
     ):
         replace(adapter, targets=("mlp.up",))
-    with pytest.raises(CheckpointError, match="expected a rank and an alpha > 0 of an adapter, got 4 and 0"):
+    with pytest.raises(CheckpointError, match="expected rank and alpha > 0, got 4 and 0"):
         replace(adapter, alpha=0.0)
 
 

@@ -55,7 +55,7 @@ class Adapter:
 
     def __post_init__(self) -> None:
         if self.rank < 1 or not (isfinite(self.alpha) and self.alpha > 0):
-            raise CheckpointError(f"expected a rank and an alpha > 0 of an adapter, got {self.rank} and {self.alpha}")
+            raise CheckpointError(f"expected rank and alpha > 0, got {self.rank} and {self.alpha}: save it again")
         found = {match[2] for path in self.tensors if (match := _PATH.fullmatch(path))}
         if not self.targets or found != set(self.targets):
             raise CheckpointError(
