@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from gemmary.base.config import GemmaConfig
 
 if TYPE_CHECKING:
+    from gemmary.formats.adapter import Adapter
     from gemmary.formats.content import Checkpoint
 
 install_import_hook("gemmary.model", "beartype.beartype")
@@ -194,3 +195,37 @@ def _empty(config: GemmaConfig) -> Any:
     scaled = {"rope_type": "linear", "rope_theta": 1_000_000.0, "factor": config.rope_scale}
     rope = {"sliding_attention": base, "full_attention": scaled}
     return transformers.Gemma3ForCausalLM(transformers.Gemma3TextConfig(**sizes, rope_parameters=rope))
+
+
+@pytest.fixture(scope="session")
+def random_adapter() -> "Callable[..., Adapter]":
+    """Makes an adapter for a checkpoint from a seed; `size` is how large it is beside the matrices."""
+
+    def make(
+        checkpoint: "Checkpoint",
+        *,
+        targets: tuple[str, ...] | None = None,
+        is_dora: bool = False,
+        seed: int = 7,
+        size: float = 0.5,
+    ) -> "Adapter":
+        from gemmary.formats.adapter import TARGETS, Adapter, fingerprint
+        from gemmary.formats.tensors import weights
+
+        generator, rank, tensors = np.random.default_rng(seed), 4, {}
+        chosen = targets or TARGETS
+        for path, row, _ in weights(checkpoint.config):
+            if path.split(".", 2)[-1] not in chosen:
+                continue
+            out, into = row.hf.shape(checkpoint.config)
+            matrix = checkpoint.tensors[path]().astype(np.float32).reshape(out, into)
+            tensors[f"{path}.down"] = generator.standard_normal((rank, into), dtype=np.float32)
+            up = generator.standard_normal((out, rank), dtype=np.float32)
+            tensors[f"{path}.up"] = up * np.float32(size * matrix.std() / 2 / rank**0.5)
+            if is_dora:
+                stretch = generator.uniform(0.8, 1.25, out).astype(np.float32)
+                tensors[f"{path}.magnitude"] = np.linalg.norm(matrix, axis=1) * stretch
+        base = fingerprint(checkpoint)
+        return Adapter(rank=rank, alpha=8.0, targets=chosen, is_dora=is_dora, base=base, tensors=tensors)
+
+    return make

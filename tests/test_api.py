@@ -3,7 +3,7 @@
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -15,8 +15,10 @@ import gemmary
 from gemmary import api
 from gemmary.api import Runtime, load, runtime
 from gemmary.base.config import GemmaConfig
-from gemmary.base.errors import FileError, InputError, MissingExtraError
-from gemmary.formats.checkpoint import Checkpoint
+from gemmary.base.errors import CheckpointError, FileError, InputError, MissingExtraError
+from gemmary.formats.adapter import Adapter
+from gemmary.formats.checkpoint import Checkpoint, open_checkpoint, write_checkpoint
+from gemmary.formats.peft_folder import write_adapter
 from gemmary.generate.generator import Chunk
 from gemmary.generate.request import Request
 from gemmary.generate.scripted import byte_tokenizer
@@ -179,6 +181,33 @@ def test_as_many_slots_as_a_quarter_of_the_weights_pays_for(
 def test_settings_that_cannot_be_used_are_refused(settings: dict[str, object], line: str, model: str) -> None:
     with pytest.raises(InputError, match=line):
         load(model, **settings)
+
+
+@pytest.mark.parametrize("is_dora", [False, True])
+def test_both_engines_compute_a_model_with_its_adapter(
+    is_dora: bool, golden: Path, random_adapter: Callable[..., Adapter], tmp_path: Path
+) -> None:
+    base, file, folder = open_checkpoint(golden / "model"), tmp_path / "m.gguf", tmp_path / "adapter"
+    write_checkpoint(base, file, format="gguf", dtype="q8_0")  # what is not adapted stays in its blocks
+    write_adapter(random_adapter(base, is_dora=is_dora), folder)
+    ids = [2, *np.random.default_rng(7).integers(6, 512, 60).tolist()]
+
+    def scores(engine: str, adapter: str | None) -> np.ndarray:
+        model = load(str(file), engine=engine, adapter=adapter, max_length=128, num_slots=1)  # type: ignore[arg-type]
+        return model.score([ids])[0].log_probs
+
+    keras, native, plain = scores("keras", str(folder)), scores("native", str(folder)), scores("keras", None)
+    assert abs(keras - native).mean() < 0.05  # what int8 costs
+    assert abs(keras - plain).mean() > 0.4  # what the adapter changes
+
+
+def test_an_adapter_of_another_model_is_refused(
+    golden: Path, random_checkpoint: Callable[..., Checkpoint], random_adapter: Callable[..., Adapter], tmp_path: Path
+) -> None:
+    other = random_checkpoint(open_checkpoint(golden / "model").config)
+    write_adapter(random_adapter(other), tmp_path / "adapter")
+    with pytest.raises(CheckpointError, match="the adapter is for another model, give the one it is for"):
+        load(str(golden / "model"), engine="native", adapter=str(tmp_path / "adapter"))
 
 
 def test_a_checkpoint_without_vocabulary_is_refused(model: str, monkeypatch: pytest.MonkeyPatch) -> None:

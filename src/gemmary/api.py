@@ -53,6 +53,7 @@ def load(
     max_length: int | None = None,
     num_slots: int | None = None,
     draft: str = "lookup",
+    adapter: str | None = None,
 ) -> "BatchedGenerator":
     """A Generator for a model: a path, a name of the family, a hub's address, or nothing for the embedded default.
 
@@ -64,6 +65,9 @@ def load(
     `draft` is how the next tokens are guessed, which makes replies faster and never changes them: "lookup" in what was
     said before, "none", or a smaller model of the same vocabulary, named as this one. The Keras engine judges none.
 
+    `adapter` is the folder or the hub's address of a LoRA or DoRA adapter of this model, ours or PEFT's. It is merged
+    while the model is loaded: the matrices that it adapts are read as float32, all others as without it.
+
     Raises UnknownModelError, FileError and CheckpointError for a model that cannot be found or read, MissingExtraError
     for an engine or backend that is not installed, InputError for settings that cannot be used.
 
@@ -71,8 +75,10 @@ def load(
     Traceback (most recent call last):
     gemmary.base.errors.UnknownModelError: expected a path or the name of a model, got 'gemma-2-2c': did you mean ...
     """
+    from gemmary.formats.adapter import merged
     from gemmary.formats.checkpoint import open_checkpoint
     from gemmary.formats.locate import locate
+    from gemmary.formats.peft_folder import read_adapter
     from gemmary.generate.batched import BatchedGenerator
     from gemmary.text.tokenizer import Tokenizer
 
@@ -82,6 +88,8 @@ def load(
         raise InputError(f"expected num_slots >= 1, got {num_slots}: use 1 for one request at a time")
     chosen, path = runtime(engine, backend), locate(name)
     checkpoint = open_checkpoint(path)
+    if adapter is not None:
+        checkpoint = merged(checkpoint, read_adapter(locate(adapter)))
     tokenizer = Tokenizer(_present(checkpoint.vocabulary, path))
     length = _length(checkpoint.config.max_length, max_length)
     slots = num_slots or _affordable_slots(checkpoint.config, length)

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 from gemmary.cli.progress import Progress
+from gemmary.formats.adapter import Adapter, merged
 from gemmary.formats.checkpoint import open_checkpoint
+from gemmary.formats.peft_folder import write_adapter
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -32,6 +34,30 @@ def test_the_same_weights_arrive_in_every_format(
     assert new.config == old.config
     for path, read in old.tensors.items():
         np.testing.assert_array_equal(new.tensors[path](), read())
+
+
+@pytest.mark.parametrize("target", ["folder", "model.gguf"])
+def test_a_model_is_merged_with_its_adapter(
+    target: str, command: Command, tiny_model: Path, random_adapter: Callable[..., Adapter], tmp_path: Path
+) -> None:
+    base = open_checkpoint(tiny_model)
+    adapter = random_adapter(base, is_dora=True)
+    write_adapter(adapter, tmp_path / "adapter")
+    found = command("convert", str(tiny_model), str(tmp_path / target), "--adapter", str(tmp_path / "adapter"))
+    assert (found[0], found[1]) == (0, "")
+    new, expected = open_checkpoint(tmp_path / target), merged(base, adapter)
+    for path, read in expected.tensors.items():
+        np.testing.assert_array_equal(new.tensors[path](), read())
+
+
+def test_an_adapter_of_another_model_leaves_nothing_behind(
+    command: Command, tiny_model: Path, random_adapter: Callable[..., Adapter], golden: Path, tmp_path: Path
+) -> None:
+    write_adapter(random_adapter(open_checkpoint(golden / "model")), tmp_path / "adapter")
+    new = tmp_path / "new"
+    status, out, err = command("convert", str(tiny_model), str(new), "--adapter", str(tmp_path / "adapter"))
+    assert (status, out, err.count("\n"), new.exists()) == (2, "", 1, False)
+    assert "the adapter is for another model, give the one it is for" in err
 
 
 def test_an_existing_target_stays_as_it_is(command: Command, tiny_model: Path, tmp_path: Path) -> None:

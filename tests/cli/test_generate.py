@@ -28,7 +28,7 @@ def test_options_reach_the_request_and_the_model(command: Command, scripted: Cal
     loaded = scripted(generator)
     options = "--temperature 0.5 --top-k 3 --top-p 0.9 --min-p 0.1 --repetition-penalty 1.1 --seed 7 --max-tokens 99"
     ends = ["--stop", "three", "--stop", "two"]
-    settings = "--model m --engine keras --backend torch --dtype bfloat16 --max-length 50 --draft none"
+    settings = "--model m --engine keras --backend torch --dtype bfloat16 --max-length 50 --draft none --adapter a"
     status, out, _ = command("generate", "hi", *options.split(), *ends, *settings.split())
     assert (status, out) == (0, "one \n")
     [request] = generator.requests
@@ -38,6 +38,7 @@ def test_options_reach_the_request_and_the_model(command: Command, scripted: Cal
     assert request.stop == ("three", "two")
     wanted = {
         "name": "m",
+        "adapter": "a",
         "engine": "keras",
         "backend": "torch",
         "dtype": "bfloat16",

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from gemmary.base.config import GemmaConfig
+from gemmary.formats.adapter import Adapter
 from gemmary.formats.checkpoint import open_checkpoint, write_checkpoint
+from gemmary.formats.peft_folder import write_adapter
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -45,6 +47,21 @@ def test_the_page_for_people_has_the_same_numbers(command: Command, tiny_model: 
     assert (status, err) == (0, "")
     assert f"parameters    {config.num_params:,}" in out
     assert "model_dim         32" in out and "layers.{i}.attention.query" in out
+
+
+def test_an_adapter_says_what_it_is_and_which_model_it_is_for(
+    command: Command, tiny_model: Path, random_adapter: Callable[..., Adapter], tmp_path: Path
+) -> None:
+    adapter = random_adapter(open_checkpoint(tiny_model), targets=("attention.query", "mlp.up"))
+    write_adapter(adapter, tmp_path / "adapter", dtype="bfloat16")
+    found = json.loads(command("inspect", str(tmp_path / "adapter"), "--json")[1])
+    model = json.loads(command("inspect", str(tiny_model), "--json")[1])
+    assert found["base"] == model["fingerprint"] == adapter.base
+    assert (found["kind"], found["rank"], found["alpha"], found["matrices"]) == ("LoRA", 4, 8.0, 4)
+    assert found["parameters"] == 2 * 4 * (32 + 32 + 32 + 64)
+    assert 2 * found["parameters"] < found["bytes"] < 2 * found["parameters"] + 2000
+    out = command("inspect", str(tmp_path / "adapter"))[1]
+    assert "targets       attention.query, mlp.up: 4 matrices" in out and f"base          {adapter.base}" in out
 
 
 def test_a_context_past_the_models_is_refused(command: Command, tiny_model: Path) -> None:

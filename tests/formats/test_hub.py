@@ -18,7 +18,9 @@ from typing import Any
 
 import pytest
 
+from gemmary.formats.adapter import Adapter
 from gemmary.formats.checkpoint import Checkpoint, open_checkpoint, write_checkpoint
+from gemmary.formats.peft_folder import read_adapter, write_adapter
 
 COMMIT = "c0ffee" * 6 + "c0de"
 CHILD = """
@@ -251,6 +253,15 @@ def test_a_data_set_is_its_files_of_rows_or_the_one_named(hubs: Hubs, tmp_path: 
     assert no_rows[1].startswith("expected files such as *.parquet, ")
     assert none[1].startswith(f"expected a dataset at {page}/none, got none that you may read")
     assert f"accept its terms at {page}/gated" in gated[1]
+
+
+def test_an_adapter_is_downloaded_as_a_model_is(
+    hubs: Hubs, make_tiny: Callable[..., Checkpoint], random_adapter: Callable[..., Adapter], tmp_path: Path
+) -> None:
+    adapter = random_adapter(make_tiny("gemma3"))
+    write_adapter(adapter, hubs.root / "owner" / "adapter")
+    ((kind, path),) = located(endpoint_of(hubs), tmp_path, "hf://owner/adapter")
+    assert kind == "path" and read_adapter(Path(path)).base == adapter.base
 
 
 def test_terms_that_are_not_accepted_are_named_with_the_place_to_accept_them(

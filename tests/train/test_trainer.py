@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 
 from gemmary.base.config import GemmaConfig
 from gemmary.base.errors import InputError
+from gemmary.formats.adapter import TARGETS
 from gemmary.formats.content import Checkpoint
 from gemmary.formats.tensors import weights
 from gemmary.model.weights import numpy_array
 from gemmary.train.gradient import value_and_gradient
 from gemmary.train.objective import Learner, next_token
 from gemmary.train.optimizer import Adafactor, AdamW
-from gemmary.train.parameters import TARGETS, Full, LoRA, Parameters
+from gemmary.train.parameters import Full, LoRA, Parameters
 from gemmary.train.trainer import Trainer
 
 Batch = dict[str, NDArray[Any]]

@@ -28,6 +28,7 @@ HELP = "/clear begins anew, /exit or Ctrl-D ends, Ctrl-C stops a reply"
 
 def chat(
     model: options.Model = None,
+    adapter: options.Adapter = None,
     system: Annotated[
         str | None, typer.Option(metavar="TEXT", help="What the model is told before the first message.")
     ] = None,
@@ -59,10 +60,17 @@ def chat(
     sampling = options.sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
     told = None if system is None else options.checked(system)
     generator = load(
-        model, engine=engine, backend=backend, dtype=dtype, max_length=max_length, num_slots=1, draft=draft
+        model,
+        adapter=adapter,
+        engine=engine,
+        backend=backend,
+        dtype=dtype,
+        max_length=max_length,
+        num_slots=1,
+        draft=draft,
     )
     name = model or DEFAULT
-    if "-it" not in name:
+    if "-it" not in name and adapter is None:
         options.note(f"hint: {name} has no -it in its name; a model that was pretrained only rambles in a chat")
     talk(Conversation(generator, told, sampling, max_tokens), is_terminal=sys.stdin.isatty())
 

@@ -32,11 +32,12 @@ def convert(
         typer.Option(help="By default gguf for *.gguf, torch for *.ckpt, else safetensors."),
     ] = None,
     dtype: Annotated[Precision, typer.Option(help="The precision to write; q8_0 and q4_0 in gguf only.")] = "float32",
+    adapter: options.Adapter = None,
 ) -> None:
     """Write a model in another format or precision.
 
     It is read and written tensor by tensor, so it may be larger than memory. The target appears when it is complete;
-    after an error or Ctrl-C there is none.
+    after an error or Ctrl-C there is none. With --adapter the merged model is written.
 
     >>> convert("gemma-2-2c", Path("new.gguf"))
     Traceback (most recent call last):
@@ -45,7 +46,9 @@ def convert(
     from gemmary.formats.locate import locate
 
     require_new(target)  # before a model is fetched
-    write_new(locate(source), target, format=format or _BY_SUFFIX.get(target.suffix, "safetensors"), dtype=dtype)
+    folder = None if adapter is None else locate(adapter)
+    format = format or _BY_SUFFIX.get(target.suffix, "safetensors")
+    write_new(locate(source), target, format=format, dtype=dtype, adapter=folder)
 
 
 _BY_SUFFIX: dict[str, Format] = {".gguf": "gguf", ".ckpt": "torch"}
@@ -57,21 +60,26 @@ def write_new(
     *,
     format: Format,
     dtype: Precision,
+    adapter: Path | None = None,
     importance: "Mapping[str, NDArray[np.float32]] | None" = None,
 ) -> None:
     """Write a checkpoint where there is none yet, show how far it is, and say what has come of it.
 
-    `importance` is that of write_checkpoint. Raises InputError when the target is there, FileError and CheckpointError
-    for a source that cannot be read.
+    `adapter` is the folder of one that is merged, `importance` is that of write_checkpoint. Raises InputError when the
+    target is there, FileError and CheckpointError for a source or an adapter that cannot be read.
 
     >>> write_new(Path("no-such-file"), Path("."), format="gguf", dtype="q8_0")
     Traceback (most recent call last):
     gemmary.base.errors.InputError: expected a target that does not exist yet, got .: choose another name or remove it
     """
+    from gemmary.formats.adapter import merged
     from gemmary.formats.checkpoint import open_checkpoint, write_checkpoint
+    from gemmary.formats.peft_folder import read_adapter
 
     require_new(target)
     checkpoint = open_checkpoint(source)
+    if adapter is not None:
+        checkpoint = merged(checkpoint, read_adapter(adapter))
     progress = Progress(checkpoint.config.num_params)
     write_checkpoint(counted(checkpoint, progress), target, format=format, dtype=dtype, importance=importance)
     progress.finish(f"{target}: {options.size(options.disk_bytes(target))}")

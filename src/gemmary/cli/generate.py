@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 def generate(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The text to continue; - reads it from stdin.")],
     model: options.Model = None,
+    adapter: options.Adapter = None,
     max_tokens: options.MaxTokens = 256,
     temperature: options.Temperature = 0.0,
     top_k: options.TopK = 0,
@@ -50,12 +51,19 @@ def generate(
     request = Request(options.read_text(prompt), max_tokens=max_tokens, sampling=sampling, stop=ends)
     began = time.perf_counter()
     generator = load(
-        model, engine=engine, backend=backend, dtype=dtype, max_length=max_length, num_slots=1, draft=draft
+        model,
+        adapter=adapter,
+        engine=engine,
+        backend=backend,
+        dtype=dtype,
+        max_length=max_length,
+        num_slots=1,
+        draft=draft,
     )
     load_seconds = time.perf_counter() - began
     if as_json:
         chosen = runtime(engine, backend)
-        ran = {"model": model or DEFAULT, "engine": chosen.engine, "backend": chosen.backend}
+        ran = {"model": model or DEFAULT, "adapter": adapter, "engine": chosen.engine, "backend": chosen.backend}
         options.print_json(ran | _report(generator, request, load_seconds))
     else:
         _print_stream(generator, request)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""gemmary inspect: what a model is and what it needs, from its headers alone."""
+"""gemmary inspect: what a model is and what it needs, from its headers and norms alone."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -22,7 +22,9 @@ _ITEM_BYTES = {"float32": 4, "bfloat16": 2}
 def inspect(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="NAME", help="The model, as for --model elsewhere; by default the embedded one."),
+        typer.Argument(
+            metavar="NAME", help="The model or adapter, as for --model elsewhere; by default the embedded model."
+        ),
     ] = None,
     context: Annotated[
         int | None, typer.Option(metavar="N", help="Count the memory for N tokens; by default the model's context.")
@@ -31,16 +33,24 @@ def inspect(
 ) -> None:
     """Show what a model is and what it needs.
 
-    Prints bytes on disk, parameters, memory, configuration and shapes; the weights themselves are not read.
+    Prints bytes on disk, parameters, memory, configuration, shapes and the fingerprint by which adapters know their
+    model; the matrices themselves are not read. Of an adapter it prints rank, alpha, targets, size and the fingerprint
+    of its model.
 
     >>> inspect("gemma-2-2c")
     Traceback (most recent call last):
     gemmary.base.errors.UnknownModelError: expected a path or the name of a model, got 'gemma-2-2c': did you mean ...
     """
+    from gemmary.formats.adapter import fingerprint
     from gemmary.formats.checkpoint import open_checkpoint
     from gemmary.formats.locate import locate
+    from gemmary.formats.peft_folder import is_adapter
 
     path = locate(name)
+    if is_adapter(path):
+        found = _adapter(path)
+        options.print_json(found) if as_json else print("\n".join(_adapter_lines(found)))
+        return
     checkpoint = open_checkpoint(path)
     config, vocabulary = checkpoint.config, checkpoint.vocabulary
     length = config.max_length if context is None else context
@@ -58,11 +68,40 @@ def inspect(
         "shapes": _shapes(config),
         "disk": _disk(path),
         "memory": _memory(config, length),
+        "fingerprint": fingerprint(checkpoint),
     }
     if as_json:
         options.print_json(found)
     else:
         print("\n".join(_lines(found)))
+
+
+def _adapter(path: Path) -> dict[str, Any]:
+    """What an adapter is."""
+    from gemmary.formats.peft_folder import WEIGHTS, read_adapter
+
+    adapter = read_adapter(path)
+    return {
+        "path": str(path.resolve()),
+        "kind": "DoRA" if adapter.is_dora else "LoRA",
+        "rank": adapter.rank,
+        "alpha": adapter.alpha,
+        "targets": list(adapter.targets),
+        "matrices": len(adapter.weights),
+        "parameters": adapter.num_params,
+        "base": adapter.base or None,
+        "bytes": (path / WEIGHTS).stat().st_size,
+    }
+
+
+def _adapter_lines(found: dict[str, Any]) -> Iterator[str]:
+    """An adapter, for people."""
+    yield f"path          {found['path']}"
+    yield f"adapter       {found['kind']}, {options.size(found['bytes'])}"
+    yield f"rank, alpha   {found['rank']}, {found['alpha']:g}"
+    yield f"targets       {', '.join(found['targets'])}: {found['matrices']} matrices"
+    yield f"parameters    {found['parameters']:,}"
+    yield f"base          {found['base'] or 'unknown: the file does not say'}"
 
 
 def _shapes(config: "GemmaConfig") -> list[dict[str, Any]]:
@@ -115,6 +154,7 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
     yield f"path          {found['path']}"
     yield f"format        {disk['format']}, {options.size(disk['bytes'])}: {parts or average}"
     yield f"parameters    {counts['total']:,}: embedding {counts['embedding']:,}, other {counts['non_embedding']:,}"
+    yield f"fingerprint   {found['fingerprint']}"
     yield f"vocabulary    {'none' if found['vocabulary'] is None else format(found['vocabulary'], ',')}"
     for dtype in _ITEM_BYTES:
         weights, cache, total = (options.size(memory[dtype][part]) for part in ("weights", "cache", "total"))

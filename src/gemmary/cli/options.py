@@ -39,6 +39,10 @@ Draft = Annotated[
         help="How tokens are guessed, for speed alone: lookup in the text so far, none, or a smaller model's name.",
     ),
 ]
+Adapter = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="A LoRA or DoRA adapter of the model: a folder of ours or PEFT's, or hf://..."),
+]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", "-n", metavar="N", help="The most tokens of a reply.")]
 Temperature = Annotated[float, typer.Option(metavar="T", help="How freely tokens are drawn; 0 is greedy.")]
 TopK = Annotated[int, typer.Option(metavar="K", help="Draw from the K most probable tokens; 0 is all.")]

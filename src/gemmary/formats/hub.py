@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from gemmary.base.errors import FileError, GatedError, MissingExtraError, UnknownModelError
 
 _CONFIGS = ("config.json", "tokenizer.model", "tokenizer.json")
-_FOLDER = (  # what a Hugging Face folder and a preset of KerasHub hold: no second copy of the weights in another format
+_FOLDER = (  # what folders of Hugging Face, presets of KerasHub and adapters hold: no second copy in another format
     *_CONFIGS,
     "model.safetensors",
     "model-*-of-*.safetensors",
@@ -23,6 +23,8 @@ _FOLDER = (  # what a Hugging Face folder and a preset of KerasHub hold: no seco
     "model_*.weights.h5",
     "metadata.json",
     "assets/tokenizer/vocabulary.spm",
+    "adapter_config.json",
+    "adapter_model.safetensors",
 )
 _ROWS = ("*.parquet", *(f"*.{end}{packed}" for end in ("jsonl", "json", "txt") for packed in ("", ".gz")))
 _WORD = re.compile(r"[\w.-]*\w[\w.-]*")
@@ -105,7 +107,8 @@ def _patterns(file: str) -> list[str]:
 
 def _is_checkpoint(folder: Path) -> bool:
     weights = ("model*.safetensors", "model.weights.*")
-    return (folder / "config.json").is_file() and any(any(folder.glob(each)) for each in weights)
+    is_model = (folder / "config.json").is_file() and any(any(folder.glob(each)) for each in weights)
+    return is_model or (folder / "adapter_config.json").is_file()
 
 
 def _snapshot(repository: str, patterns: list[str] | tuple[str, ...]) -> Path:

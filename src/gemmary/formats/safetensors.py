@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import ml_dtypes
@@ -42,7 +43,7 @@ _DTYPES: Mapping[str, np.dtype[Any]] = {
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _MAX_HEADER = 100_000_000  # the package's own limit
-_PREFIXES = ("model.", "language_model.model.", "model.language_model.", "")  # text, and two ways to be beside images
+PREFIXES = ("model.", "language_model.model.", "model.language_model.", "")  # text, and two ways to be beside images
 _IGNORED = re.compile(
     r".*(vision_tower|multi_modal_projector|rotary_emb\.inv_freq)|(language_model\.)?lm_head\.weight$"
 )
@@ -68,7 +69,7 @@ def read_safetensors(path: Path) -> Checkpoint:
                 raise CheckpointError(f"expected every tensor in one file, got {shown(name)} twice in {folder.name}")
             entries[name] = entry
     config = config_from_json(read_json(folder / "config.json"))
-    prefix = next((each for each in _PREFIXES if f"{each}embed_tokens.weight" in entries), _PREFIXES[0])
+    prefix = next((each for each in PREFIXES if f"{each}embed_tokens.weight" in entries), PREFIXES[0])
     tensors = bind(config, entries, partial(_name, prefix), _IGNORED)
     return Checkpoint(config=config, tensors=tensors, vocabulary=_vocabulary(folder))
 
@@ -80,6 +81,8 @@ def _name(prefix: str, row: Weight, layer: int | None) -> tuple[str, Stored]:
 def _files(folder: Path) -> list[Path]:
     if (folder / _ONE_FILE).exists():
         return [folder / _ONE_FILE]
+    if not (folder / _INDEX).exists() and (folder / "adapter_config.json").exists():
+        raise FileError(f"expected a model, got the adapter {folder.name}: give its base, and this one as the adapter")
     if not (folder / _INDEX).exists():
         raise FileError(
             f"expected {_ONE_FILE} or {_INDEX} in {folder.name}: give a Hugging Face folder with its weights"
@@ -101,12 +104,32 @@ def read_entries(path: Path) -> dict[str, Entry]:
     gemmary.base.errors.FileError: expected a readable file, got no-such-file: No such file or directory
     """
     source = FileBytes(path)
+    header, start = _header(source)
+    header.pop("__metadata__", None)
+    return {name: _entry(source, start, name, fields) for name, fields in header.items()}
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a .safetensors file says of itself beside its tensors; raises FileError for a damaged file.
+
+    >>> read_metadata(Path("no-such-file"))
+    Traceback (most recent call last):
+    gemmary.base.errors.FileError: expected a readable file, got no-such-file: No such file or directory
+    """
+    found = _header(FileBytes(path))[0].get("__metadata__", {})
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise FileError(f"expected names and texts in the metadata of {path.name}, got {shown(found)}: fetch it again")
+    return found
+
+
+def _header(source: FileBytes) -> tuple[dict[str, Any], int]:
+    """The header, and where the tensors' bytes begin."""
     length = int.from_bytes(source.read(0, 8).tobytes(), "little")
     if length > min(source.size - 8, _MAX_HEADER):
-        raise FileError(f"expected a safetensors header within {path.name}, got a length of {length}: fetch it again")
-    header = parse_json(source.read(8, length).tobytes(), path.name)
-    header.pop("__metadata__", None)
-    return {name: _entry(source, 8 + length, name, fields) for name, fields in header.items()}
+        raise FileError(
+            f"expected a safetensors header within {source.path.name}, got a length of {length}: fetch it again"
+        )
+    return parse_json(source.read(8, length).tobytes(), source.path.name), 8 + length
 
 
 def _entry(source: FileBytes, start: int, name: str, fields: Any) -> Entry:
@@ -143,7 +166,7 @@ def write_safetensors(checkpoint: Checkpoint, path: Path, dtype: str, *, shard_b
     Traceback (most recent call last):
     gemmary.base.errors.CheckpointError: expected the weight embedding, got 0 others: ...
     """
-    entries = unbind(checkpoint.config, checkpoint.tensors, partial(_name, _PREFIXES[0]))
+    entries = unbind(checkpoint.config, checkpoint.tensors, partial(_name, PREFIXES[0]))
     config, kind = config_to_json(checkpoint.config, dtype), np.dtype(dtype)
     with written_folder(path) as folder:
         shards = list(_shards(entries, kind, shard_bytes))
@@ -189,8 +212,10 @@ def _shards(entries: Mapping[str, Entry], dtype: np.dtype[Any], limit: int) -> I
     yield shard
 
 
-def write_entries(path: Path, entries: Mapping[str, Entry], dtype: np.dtype[Any]) -> None:
-    """Write one .safetensors file, tensor by tensor.
+def write_entries(
+    path: Path, entries: Mapping[str, Entry], dtype: np.dtype[Any], metadata: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """Write one .safetensors file, tensor by tensor; `metadata` is what it says of itself.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -199,7 +224,7 @@ def write_entries(path: Path, entries: Mapping[str, Entry], dtype: np.dtype[Any]
     ...     read_entries(Path(folder, "a.safetensors"))["a"].read()
     array([1., 2.], dtype=float32)
     """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}
     end = 0
     for name, entry in entries.items():
         begin, end = end, end + num_bytes(entry.shape, dtype)

@@ -18,17 +18,14 @@ from numpy.typing import NDArray
 
 from gemmary.base.config import GemmaConfig
 from gemmary.base.errors import InputError
+from gemmary.formats.adapter import TARGETS
 from gemmary.formats.content import Checkpoint
-from gemmary.formats.tensors import TABLE, Weight, weights
+from gemmary.formats.tensors import Weight, weights
 from gemmary.model.lora import GROUP, Decomposed, LowRank, quantized, row_norms
 from gemmary.model.weights import backend_array, load_weights, precision
 
 Array = Any
 Arrays = dict[str, Array]
-
-TARGETS = tuple(
-    dict.fromkeys(row.path.removeprefix("layers.{i}.") for row in TABLE if row.per_layer and not row.is_norm)
-)
 
 
 class Parameters(Protocol):
