@@ -4,9 +4,10 @@
     python benchmarks/native.py [gemma-2b | gemma-7b | MODEL.gguf] [--pairs 5] [--prefill 512] [--decode 64]
     python benchmarks/native.py --full-context
 
-The embedded default meets both peers; with --full-context only its peak memory beside llama.cpp's is measured. A name stands for a file of that model's sizes with
-random weights, which is made first; it and any other file meet llama.cpp. The default and the names have sections in
-docs/numbers.md. Needs xllamacpp and ctranslate2, and for the 7B 16 GB of free memory.
+The embedded default meets both peers; with --full-context only its peak memory beside llama.cpp's is measured. A name
+stands for a file of that model's sizes with random weights, which is made first; it and any other file meet llama.cpp.
+The default and the names have sections in docs/numbers.md. Needs xllamacpp and ctranslate2, and for the 7B 16 GB of
+free memory.
 """
 
 import argparse
