@@ -30,7 +30,7 @@ from gemmary.generate.native_engine import default_threads
 from gemmary.generate.process import Opener, Ours, start
 
 SECTIONS = {"": "native", "gemma-2b": "native 2b", "gemma-7b": "native 7b"}
-LATE_REPLY, FULL_CONTEXT = 32, 32_768
+LATE, FULL_CONTEXT = Task(prompt=512, reply=32), 32_768
 WARM_UP = Task(prompt=16, reply=2, sequences=8)
 Table = tuple[list[str], list[list[str]]]  # columns, rows
 SCALES = {"tokens/s": ("tokens/s", 1.0, 1), "s": ("s", 1.0, 2), "bytes": ("MB", 1e-6, 0)}
@@ -53,19 +53,18 @@ def programs_of(path: Path, threads: int) -> dict[str, Opener]:
     }
 
 
-def rows_of(report: Report, late: Task) -> list[list[str]]:
+def rows_of(report: Report) -> list[list[str]]:
     """The medians of each program for docs/numbers.md, and of the ratios to each peer."""
-    _, decode, _, after, *_ = report.rows
-    rows = [cells(row, f"{row.label} after {late.prompt}" if row is after else row.label) for row in report.rows]
+    rows, decode = [cells(row) for row in report.rows], report.rows[1]
     label = f"share of {report.median_bandwidth / 1e9:.1f} GB/s in {decode.label}"
     return [*rows, [label, f"{report.share(decode, 'gemmary'):.0%}", *[""] * (len(rows[0]) - 2)]]
 
 
-def cells(row: Row, label: str) -> list[str]:
+def cells(row: Row) -> list[str]:
     unit, scale, digits = SCALES[row.unit]
     medians = [f"{scale * row.median(name):.{digits}f}" for name in row.values]
     ours, *peers = row.values
-    return [f"{label}, {unit}", *medians, *(f"{row.ratio(ours, peer):.2f}" for peer in peers)]
+    return [f"{row.label}, {unit}", *medians, *(f"{row.ratio(ours, peer):.2f}" for peer in peers)]
 
 
 def columns_of(programs: dict[str, Opener]) -> list[str]:
@@ -83,15 +82,15 @@ def memory(path: Path, threads: int) -> Table:
 
 
 def speed(path: Path, threads: int, folder: Path, options: argparse.Namespace) -> Table:
-    """Everything that `gemmary bench` measures, and a reply after a long prompt."""
+    """What `gemmary bench` measures; of the default a reply after a long prompt, too."""
     config, programs = open_checkpoint(path).config, programs_of(path, threads)
+    tasks = usual_tasks(prefill=options.prefill, decode=options.decode)
     if not options.model:
         write_int8(path, folder)
         programs["CTranslate2"] = partial(CTranslate2, folder, num_threads=threads)
-    late = Task(prompt=options.prefill, reply=LATE_REPLY)
     report = compare(
         programs,
-        (*usual_tasks(prefill=options.prefill, decode=options.decode), late),
+        tasks if options.model else (*tasks, LATE),
         vocab_size=config.vocab_size,
         max_length=config.max_length,
         pairs=options.pairs,
@@ -99,7 +98,7 @@ def speed(path: Path, threads: int, folder: Path, options: argparse.Namespace) -
         tick=lambda: print(".", end="", file=sys.stderr, flush=True),
         warm_up=[WARM_UP],
     )
-    return [f"{path.stem}, {threads} threads", *columns_of(programs)], rows_of(report, late)
+    return [f"{path.stem}, {threads} threads", *columns_of(programs)], rows_of(report)
 
 
 def main() -> None:

@@ -29,8 +29,8 @@ _BEYOND_CACHES = 1 << 29  # bytes
 class Task:
     """Prompts of so many tokens, run at once; with a reply of one token the prompt is timed, else the reply.
 
-    >>> Task(prompt=512).label, Task(prompt=16, reply=64, sequences=8).label
-    ('prefill of 512', 'decode of 64, 8 at once')
+    >>> Task(prompt=512).label, Task(prompt=16, reply=64, sequences=8).label, Task(prompt=512, reply=64).label
+    ('prefill of 512', 'decode of 64, 8 at once', 'decode of 64 after 512')
     >>> Task(prompt=3).prompts(seed=0, vocab_size=288)
     [[2, 6, 113]]
     >>> task = Task(prompt=16, reply=5, sequences=2)
@@ -52,8 +52,9 @@ class Task:
         """What is timed."""
         if self.reply == 1:
             return f"prefill of {self.prompt}"
+        after = f" after {self.prompt}" if self.prompt != _SHORT else ""
         at_once = f", {self.sequences} at once" if self.sequences > 1 else ""
-        return f"decode of {self.reply}{at_once}"
+        return f"decode of {self.reply}{after}{at_once}"
 
     def prompts(self, *, seed: int, vocab_size: int) -> list[Prompt]:
         """BOS and ids that are in no cache, unless that of the same seed; sequences take seeds one after the other."""
