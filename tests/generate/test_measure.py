@@ -67,7 +67,7 @@ def test_programs_are_asked_in_turn_and_the_first_round_does_not_count(tmp_path:
     prefill, decode = ([f"{name} with 2 of 11 {what}" for name in "ab"] for what in ("[10] 1", "[4, 4] 5"))
     assert lines[:-4] == (prefill + decode) * 3
     assert lines[-4:] == [f"{name} with 1 of 64 [24] 1" for name in "abab"]
-    assert [row.label for row in report.rows[:2]] == ["prefill of 10", "decode of 5, 2 at once"]
+    assert [row.label for row in report.rows[:2]] == ["prefill of 10", "decode of 5 after 4, 2 at once"]
     assert report.rows[0].values == {"a": (20.0, 20.0), "b": (20.0, 20.0)}  # 10 tokens in half a second
     assert report.rows[1].values == {"a": (4.0, 4.0), "b": (4.0, 4.0)}  # 2 times 4 tokens in 2 seconds
     assert [row.unit for row in report.rows[2:]] == ["s", "bytes"]

@@ -8,7 +8,7 @@ against the file's. Our own reader because start-up reads 262,144 pieces: 0.1 s 
 Layout: ggml's docs/gguf.md.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -251,19 +251,31 @@ def write_file(path: Path, metadata: Mapping[str, Value], tensors: Mapping[str, 
     ...     read_head(Path(folder, "m.gguf")).metadata
     {'answer': 42}
     """
-    infos, offset = [], 0
-    for name, (kind, entry) in tensors.items():
-        sizes = b"".join(_uint(size, 8) for size in reversed(entry.shape))
-        infos.append(_text(name) + _uint(len(entry.shape), 4) + sizes + _uint(kind, 4) + _uint(offset, 8))
-        offset += _aligned(kind.num_bytes(entry.shape))
-    head = _MAGIC + _uint(_VERSION, 4) + _uint(len(tensors), 8) + _uint(len(metadata), 8)
-    head += b"".join(_text(key) + _typed(value) for key, value in metadata.items()) + b"".join(infos)
+    start = head_bytes(metadata, {name: (kind, entry.shape) for name, (kind, entry) in tensors.items()})
     with written_whole(path) as file:
-        file.write(head.ljust(_aligned(len(head)), b"\0"))
+        file.write(start)
         for name, (kind, entry) in tensors.items():
             raw = quantize(cast(entry.read(), _SOURCE[kind], name), kind, entry.importance)
             file.write(raw.data)
             file.write(bytes(_aligned(raw.size) - raw.size))
+
+
+def head_bytes(metadata: Mapping[str, Value], tensors: Mapping[str, tuple[BlockType, Sequence[int]]]) -> bytes:
+    """What a file begins with; the bytes of the tensors follow, each padded to a multiple of 32.
+
+    Raises InputError for rows that are not whole blocks.
+
+    >>> len(head_bytes({"answer": 42}, {"a": (BlockType.F16, (2,))}))
+    96
+    """
+    infos, offset = [], 0
+    for name, (kind, shape) in tensors.items():
+        sizes = b"".join(_uint(size, 8) for size in reversed(shape))
+        infos.append(_text(name) + _uint(len(shape), 4) + sizes + _uint(kind, 4) + _uint(offset, 8))
+        offset += _aligned(kind.num_bytes(shape))
+    head = _MAGIC + _uint(_VERSION, 4) + _uint(len(tensors), 8) + _uint(len(metadata), 8)
+    head += b"".join(_text(key) + _typed(value) for key, value in metadata.items()) + b"".join(infos)
+    return head.ljust(_aligned(len(head)), b"\0")
 
 
 _SOURCE = {kind: LAYOUTS[kind] if kind.is_float else LAYOUTS[BlockType.F32] for kind in BlockType}

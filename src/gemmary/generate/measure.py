@@ -29,8 +29,8 @@ _BEYOND_CACHES = 1 << 29  # bytes
 class Task:
     """Prompts of so many tokens, run at once; with a reply of one token the prompt is timed, else the reply.
 
-    >>> Task(prompt=512).label, Task(prompt=16, reply=64, sequences=8).label
-    ('prefill of 512', 'decode of 64, 8 at once')
+    >>> Task(prompt=512).label, Task(prompt=16, reply=64, sequences=8).label, Task(prompt=512, reply=64).label
+    ('prefill of 512', 'decode of 64, 8 at once', 'decode of 64 after 512')
     >>> Task(prompt=3).prompts(seed=0, vocab_size=288)
     [[2, 6, 113]]
     >>> task = Task(prompt=16, reply=5, sequences=2)
@@ -52,8 +52,9 @@ class Task:
         """What is timed."""
         if self.reply == 1:
             return f"prefill of {self.prompt}"
+        after = f" after {self.prompt}" if self.prompt != _SHORT else ""
         at_once = f", {self.sequences} at once" if self.sequences > 1 else ""
-        return f"decode of {self.reply}{at_once}"
+        return f"decode of {self.reply}{after}{at_once}"
 
     def prompts(self, *, seed: int, vocab_size: int) -> list[Prompt]:
         """BOS and ids that are in no cache, unless that of the same seed; sequences take seeds one after the other."""
@@ -154,11 +155,13 @@ def compare(
     pairs: int,
     num_threads: int,
     tick: Callable[[], None],
+    warm_up: Sequence[Task] | None = None,
 ) -> Report:
     """Measure every task, the start and the bandwidth `pairs` times, alternating the programs.
 
-    `max_length` is the model's context; `tick` is called after each of `num_steps` measurements. Raises InputError for
-    tasks that do not fit it, GemmaryError for what a program raises and for one that ends before it answers.
+    `max_length` is the model's context; `tick` is called after each of `num_steps` measurements; `warm_up` is run
+    before, once, and is all tasks unless said otherwise. Raises InputError for tasks that do not fit the context,
+    GemmaryError for what a program raises and for one that ends before it answers.
 
     >>> sizes = {"vocab_size": 288, "max_length": 8, "pairs": 1, "num_threads": 1}
     >>> [row.label for row in compare({}, [], **sizes, tick=lambda: None).rows]
@@ -185,13 +188,15 @@ def compare(
             name: stack.enter_context(Process(opener, num_slots=num_slots, max_length=length))
             for name, opener in programs.items()
         }
-        for turn in range(pairs + 1):
+        for task in tasks if warm_up is None else warm_up:
+            for each in running.items():
+                ask(*each, task, 0)
+        for turn in range(1, pairs + 1):
             rates.append([[ask(*each, task, 100 * turn) for each in running.items()] for task in tasks])
-            if turn:  # the first warms up and does not count
-                bandwidth.append(read_bandwidth(num_threads))
-                tick()
+            bandwidth.append(read_bandwidth(num_threads))
+            tick()
     starts = [_starts(programs, min(START_LENGTH, max_length), tick) for _ in range(pairs)]
-    rows = [_row(task.label, "tokens/s", programs, values) for task, *values in zip(tasks, *rates[1:], strict=True)]
+    rows = [_row(task.label, "tokens/s", programs, values) for task, *values in zip(tasks, *rates, strict=True)]
     for at, (label, unit) in enumerate((("process start to first token", "s"), ("peak memory of that", "bytes"))):
         rows.append(_row(label, unit, programs, [[each[at] for each in turn] for turn in starts]))
     return Report(rows=tuple(rows), bandwidth=tuple(bandwidth), weight_bytes=weight_bytes)
