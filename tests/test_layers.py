@@ -19,6 +19,7 @@ FLOORS = (  # from the ground up; the rooms of one floor are siblings
     {"safety"},
     {"serve"},
     {"api"},
+    {"tune"},
     {"cli"},
     {"__init__", "__main__"},
 )

@@ -82,7 +82,7 @@ def by_transformers(model: Any, config: GemmaConfig) -> tuple[float, dict[str, N
         ids = torch.from_numpy(each.astype(np.int64))[None]
         loss = model(ids, labels=ids).loss * (len(each) - 1) / count
         loss.backward()
-        total += float(loss)
+        total += loss.item()
     named = dict(model.named_parameters())
     return total, {
         path: row.hf.unfold(named["model." + row.hf.at(layer)].grad.numpy(), config)

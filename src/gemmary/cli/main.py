@@ -24,16 +24,17 @@ from gemmary.cli.generate import generate
 from gemmary.cli.inspect import inspect
 from gemmary.cli.quantize import quantize
 from gemmary.cli.tokenize import tokenize
+from gemmary.cli.tune import tune
 
 app = typer.Typer(
     name="gemmary",
-    help="Run, read, convert and measure Gemma models.",
+    help="Run, tune, read, convert and measure Gemma models.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"], "max_content_width": 100},
 )
-for verb in (generate, chat, tokenize, inspect, convert, quantize, bench):
+for verb in (generate, chat, tokenize, inspect, convert, quantize, tune, bench):
     app.command(help=(verb.__doc__ or "").partition(">>>")[0])(verb)
 
 

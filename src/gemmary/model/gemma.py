@@ -117,6 +117,7 @@ def _scores(
 Rotation = tuple[Float[Array, "B T 1 H"], Float[Array, "B T 1 H"]]
 Rotations = dict[bool, Rotation]
 Look = Callable[[Array, Array], Sequence[Part]]  # from the tokens' own keys and values to all that they attend to
+Remat = Callable[[Callable[..., Array]], Callable[..., Array]]  # as keras.remat
 Pick = Callable[[Array], Array]  # of an array (B, T, ...) the Q tokens that are wanted of a layer
 
 
@@ -167,7 +168,7 @@ def _block(
 
 
 def _forgetful(
-    x: Float[Array, "B T D"], layer: _Layer, rotation: Rotation, look: Look, pick: Pick
+    remat: Remat, x: Float[Array, "B T D"], layer: _Layer, rotation: Rotation, look: Look, pick: Pick
 ) -> Float[Array, "B Q D"]:
     """`_block` that keeps its input alone for the backward pass and computes the rest again.
 
@@ -179,7 +180,7 @@ def _forgetful(
         again = _Layer(layer.config, keras.tree.pack_sequence_as(kept, arrays), layer.index)
         return _block(x, again, rotation, look, pick)
 
-    return keras.remat(block)(x, *(ops.convert_to_tensor(each) for each in keras.tree.flatten(kept)))
+    return remat(block)(x, *(ops.convert_to_tensor(each) for each in keras.tree.flatten(kept)))
 
 
 def embed(config: GemmaConfig, table: Float[Array, "V D"], ids: Int[Array, "B T"], dtype: str) -> Float[Array, "B T D"]:
@@ -224,12 +225,12 @@ def forward(
     segments: Int[Array, "B T"] | None = None,
     positions: Int[Array, "B T"] | None = None,
     dtype: str = "float32",
-    remat: bool = False,
+    remat: Remat | None = None,
 ) -> Float[Array, "B T D"]:
     """The last layer's output for whole sequences, as in training; logits are `head` of it.
 
     `segments` numbers the documents packed into a row: a token sees its own only; then `positions` count within them.
-    With `remat` a backward pass computes each layer again: of a layer only its input is kept.
+    With `remat`, such as keras.remat, of a layer only its input is kept for the backward pass, which computes it again.
 
     >>> config = GemmaConfig(vocab_size=8, num_layers=1, model_dim=4, num_heads=1, num_kv_heads=1, mlp_dim=4)
     >>> zeros = {path: ops.zeros(row.shape(config)) for path, row, _ in weights(config)}
@@ -249,7 +250,7 @@ def forward(
         lambda index, k, v: [(k, v, masks[config.windows[index]])],
         every,
         dtype,
-        _forgetful if remat else _block,
+        partial(_forgetful, remat) if remat else _block,
     )
 
 

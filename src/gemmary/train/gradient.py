@@ -23,7 +23,7 @@ def value_and_gradient(loss: Loss, learned: Arrays) -> tuple[tuple[Array, Any], 
     if backend == "jax":
         import jax
 
-        return jax.value_and_grad(loss, has_aux=True)(learned)  # type: ignore[no-any-return]
+        return jax.value_and_grad(loss, has_aux=True)(learned)
     if backend == "tensorflow":
         import tensorflow
 
@@ -39,6 +39,33 @@ def value_and_gradient(loss: Loss, learned: Arrays) -> tuple[tuple[Array, Any], 
     slopes = torch.autograd.grad(value, list(leaves.values()))
     value, aux = keras.tree.map_structure(lambda each: each.detach(), (value, aux))
     return (value, aux), dict(zip(leaves, slopes, strict=True))
+
+
+def again(block: Callable[..., Array]) -> Callable[..., Array]:
+    """A function of arrays whose backward pass keeps its arguments alone and computes the rest again.
+
+    XLA's optimizer for CPUs sees through `jax.checkpoint`: it finds both computations alike and keeps the first one's
+    results. So the second has an input that waits for the gradient: the first argument and zero times one number of it.
+
+    >>> from keras import ops
+    >>> float(again(lambda x, y: x * y)(ops.array(2.0), ops.array(3.0)))
+    6.0
+    """
+    if keras.backend.backend() != "jax":
+        return keras.remat(block)  # type: ignore[no-any-return]
+    import jax
+
+    def forward(*arguments: Array) -> tuple[Array, tuple[Array, ...]]:
+        return block(*arguments), arguments
+
+    def backward(arguments: tuple[Array, ...], slope: Array) -> tuple[Array, ...]:
+        x, *others = arguments
+        waiting = x + (0.0 * slope.reshape(-1)[0]).astype(x.dtype)
+        return jax.vjp(block, waiting, *others)[1](slope)  # type: ignore[no-any-return]
+
+    wrapped = jax.custom_vjp(block)
+    wrapped.defvjp(forward, backward)
+    return wrapped
 
 
 def compiled(step: Callable[..., Any]) -> Callable[..., Any]:

@@ -15,6 +15,7 @@ from keras import ops
 from gemmary.base.config import GemmaConfig
 from gemmary.model.gemma import forward
 from gemmary.model.layers import rms_norm
+from gemmary.train.gradient import again
 from gemmary.train.loss import token_log_probs
 
 Array = Any
@@ -50,7 +51,7 @@ class Learner:
             segments=batch["segments"],
             positions=batch["positions"],
             dtype=self.dtype,
-            remat=self.remat,
+            remat=again if self.remat else None,
         )
         x = ops.take(ops.reshape(x, (-1, config.model_dim)), batch["at"], axis=0)
         x = rms_norm(x, self.weights["final_norm"], eps=config.norm_eps, plus_one=config.norm_plus_one)

@@ -122,7 +122,7 @@ class LoRA:
         >>> LoRA(rank=4, targets=("mlp.down",)).shapes(example_checkpoint().config)
         {'layers.0.mlp.down.down': (4, 4), 'layers.0.mlp.down.up': (4, 4)}
         """
-        found = {}
+        found: dict[str, tuple[int, ...]] = {}
         for path, row, _ in self._adapted(config):
             out, columns = row.hf.shape(config)
             found |= {f"{path}.down": (self.rank, columns), f"{path}.up": (out, self.rank)}
@@ -145,7 +145,7 @@ class LoRA:
         for at, (path, shape) in enumerate(self.shapes(config).items()):
             if path.endswith(".down"):  # as PEFT draws it: uniform within 1 / sqrt(in)
                 draw = np.random.Generator(np.random.Philox(key=[seed, at])).uniform(-1, 1, shape)
-                learned[path] = backend_array(np.float32(draw / shape[1] ** 0.5), "float32")
+                learned[path] = backend_array(draw / shape[1] ** 0.5, "float32")
             elif path.endswith(".up"):
                 learned[path] = ops.zeros(shape)
         for path, _, _ in self._adapted(config) if self.is_dora else ():
@@ -191,5 +191,5 @@ def example_checkpoint() -> Checkpoint:
     """
     config = GemmaConfig(vocab_size=8, num_layers=1, model_dim=4, num_heads=1, num_kv_heads=1, mlp_dim=4)
     draw = np.random.default_rng(0).standard_normal
-    tensors = {path: partial(np.float32, draw(row.shape(config))) for path, row, _ in weights(config)}
+    tensors = {path: partial(np.asarray, draw(row.shape(config)), np.float32) for path, row, _ in weights(config)}
     return Checkpoint(config=config, tensors=tensors, vocabulary=None)

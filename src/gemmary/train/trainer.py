@@ -49,7 +49,8 @@ class Metrics:
 class Trainer:
     """A checkpoint in training.
 
-    `dtype` is the precision of activations and of frozen weights; what is learned, moments and sums are float32.
+    `dtype` is the precision of activations, `base_dtype` that of weights that are not learned; what is learned, moments
+    and sums are float32. Processors without bfloat16 arithmetic compute faster and no larger in float32.
     Gradients longer than `max_norm` are shortened to it. `remat` computes each layer again in the backward pass.
     A batch holds arrays as `corpus/pack.py` makes them, or, with one axis more in front, several that count as one.
 
@@ -69,17 +70,19 @@ class Trainer:
         parameters: Parameters | None = None,
         objective: Objective = next_token,
         optimizer: Optimizer | None = None,
-        dtype: str = "bfloat16",
+        dtype: str = "float32",
+        base_dtype: str = "bfloat16",
         max_norm: float = 1.0,
         remat: bool = True,
         seed: int = 0,
     ) -> None:
-        if dtype not in ("float32", "bfloat16"):
-            raise InputError(f"expected float32 or bfloat16, got {dtype}: float16 overflows in Gemma")
+        for each in (dtype, base_dtype):
+            if each not in ("float32", "bfloat16"):
+                raise InputError(f"expected float32 or bfloat16, got {each}: float16 overflows in Gemma")
         self._config, self._dtype, self._max_norm, self._remat = checkpoint.config, dtype, max_norm, remat
         self._parameters, self._objective = parameters or LoRA(), objective
         self._optimizer = optimizer or AdamW()
-        learned, self._frozen = self._parameters.load(checkpoint, dtype, seed)
+        learned, self._frozen = self._parameters.load(checkpoint, base_dtype, seed)
         moments = {path: self._optimizer.moments(each) for path, each in learned.items()}
         self._state: State = {"step": ops.zeros((), "int32"), "learned": learned, "moments": moments}
         self._step, self._judge = compiled(self._step_pass), compiled(self._judge_pass)
@@ -115,6 +118,12 @@ class Trainer:
             state, self._frozen, _arrays(batch), np.float32(rate)
         )
         return Metrics(loss=float(loss), norm=float(norm), learned=float(learned), is_finite=bool(is_finite))
+
+    def try_step(self, batch: NumpyBatch) -> None:
+        """Take a step on a copy of the state and forget it: what a step needs is known then."""
+        copied = keras.tree.map_structure(ops.copy, self._state)
+        _, (loss, *_) = self._step(copied, self._frozen, _arrays(batch), np.float32(0))
+        float(loss)  # waits for it
 
     def evaluate(self, batches: Sequence[NumpyBatch]) -> float:
         """The mean loss over batches, in nats a learned token."""
