@@ -139,11 +139,11 @@ def test_micro_batches_are_one_batch(
     found = []
     for batch in (whole, stacked):
         trainer = Trainer(random_checkpoint(config), parameters=Full(), optimizer=optimizer, dtype="float32")
-        losses = [trainer.step(batch, rate=1e-3).loss for _ in range(2)]
-        found.append((losses, trainer.learned()))
+        loss = trainer.step(batch, rate=1e-3).loss
+        found.append((loss, {path: each for path, each in trainer.state.items() if path.startswith("moments/")}))
     assert found[0][0] == pytest.approx(found[1][0], abs=1e-5)
-    for path, each in found[0][1].items():
-        np.testing.assert_allclose(each, found[1][1][path], rtol=0, atol=2e-5)
+    for path, each in found[0][1].items():  # the gradients, but for a factor, or their squares
+        np.testing.assert_allclose(each, found[1][1][path], rtol=1e-4, atol=1e-6, err_msg=path)
 
 
 def test_a_step_that_is_not_finite_is_left_out_and_its_layer_named(
@@ -191,13 +191,15 @@ def test_a_state_of_another_recipe_is_refused(
     assert trainer.steps == 0
 
 
-def test_values_that_make_no_recipe_are_refused(random_checkpoint: Callable[..., Checkpoint]) -> None:
+def test_values_that_make_no_recipe_are_refused(
+    tiny: Mapping[str, GemmaConfig], random_checkpoint: Callable[..., Checkpoint]
+) -> None:
     for values in ({"rank": 0}, {"alpha": -1.0}, {"targets": ()}, {"targets": ("mlp.upp",)}, {"bits": 3}):
         with pytest.raises(InputError, match="expected"):
             LoRA(**values)
     assert "attention.output" in TARGETS
     with pytest.raises(InputError, match="float16 overflows"):
-        Trainer(random_checkpoint(GemmaConfig(8, 1, 4, 1, 1, 4)), dtype="float16")
+        Trainer(random_checkpoint(tiny["gemma1"]), dtype="float16")
 
 
 RUN = """

@@ -33,7 +33,7 @@ class Quantized(NamedTuple):
     codes: Array
     scales: Float[Array, "out groups"]
 
-    def dense(self, dtype: str) -> Float[Array, "out D"]:
+    def dense(self, dtype: Any) -> Float[Array, "out D"]:
         """The matrix in a floating-point precision.
 
         >>> float(quantized(np.eye(32, dtype=np.float32), bits=4).dense("float32")[3, 3])
@@ -116,7 +116,7 @@ def row_norms(base: Any, down: Float[Array, "R D"], up: Float[Array, "out R"]) -
     return ops.sqrt(ops.sum(matrix * matrix, axis=1) + 2 * cross + own)
 
 
-def dense(weight: Any, dtype: str, *, columns: int) -> Float[Array, "out D"]:
+def dense(weight: Any, dtype: Any, *, columns: int) -> Float[Array, "out D"]:
     """A weight that is an array or Quantized, as a matrix.
 
     >>> tuple(dense(ops.ones((4, 2, 8)), "float32", columns=8).shape)

@@ -51,12 +51,13 @@ def backend_array(array: NDArray[Any], dtype: str) -> Array:
     2
     """
     array = array.astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype, copy=False)
+    array = np.ascontiguousarray(array).reshape(array.shape)  # which makes one axis of none
     if keras.backend.backend() != "torch":
-        return keras.ops.convert_to_tensor(np.ascontiguousarray(array), dtype)
+        return keras.ops.convert_to_tensor(array, dtype)
     import torch
 
     is_bfloat16 = array.dtype == ml_dtypes.bfloat16  # NumPy has none that PyTorch knows: pass its bits
-    tensor = torch.from_numpy(np.ascontiguousarray(array.view(np.int16) if is_bfloat16 else array))
+    tensor = torch.from_numpy(array.view(np.int16) if is_bfloat16 else array)
     return keras.ops.convert_to_tensor(tensor.view(torch.bfloat16) if is_bfloat16 else tensor)
 
 

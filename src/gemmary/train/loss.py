@@ -9,6 +9,7 @@ pass finds x's gradient ready; that of the table, where it is learned, costs the
 """
 
 from collections.abc import Callable
+from math import gcd
 from typing import Any
 
 from jaxtyping import Float, Int
@@ -47,7 +48,7 @@ def token_log_probs(
 
         def judge(both: tuple[Array, Array]) -> tuple[Array, Array]:
             log_probs, slopes = _judged(both[0], head, both[1], cap)
-            return log_probs, ops.matmul(slopes, head)
+            return log_probs, _by_hidden(slopes, head)
 
         log_probs, ready = ops.map(judge, (x, wanted))  # one after the other
 
@@ -77,6 +78,18 @@ def _judged(
     if cap is not None:
         slopes = slopes * (1.0 - ops.square(logits / cap))  # tanh' = 1 - tanh^2
     return (chosen - best - ops.log(total))[:, 0], ops.cast(slopes, x.dtype)
+
+
+def _by_hidden(slopes: Float[Array, "C V"], head: Float[Array, "V D"]) -> Float[Array, "C D"]:
+    """slopes @ head, summed over parts of the vocabulary: XLA is half as fast at one long sum (55, 120 GFLOP/s)."""
+    count = gcd(64, head.shape[0])
+    parts = ops.reshape(slopes, (slopes.shape[0], count, -1))
+    rows = ops.reshape(head, (count, -1, head.shape[1]))
+
+    def add(total: Array, part: tuple[Array, Array]) -> tuple[Array, None]:
+        return total + ops.matmul(*part), None
+
+    return ops.scan(add, ops.zeros_like(ops.matmul(parts[:, 0], rows[0])), (ops.transpose(parts, (1, 0, 2)), rows))[0]
 
 
 def _by_table(
