@@ -16,7 +16,7 @@
 
 #include "model.h"
 
-enum { FEW_ROWS = 3 };
+enum { FEW_ROWS = 3, STREAM_ROWS = 16 };
 
 /* y[row][blocks of w] = w times the activations, for a share of the blocks */
 void gemmary_multiply(const Kernels *k, const Matrix *w, const Activations *x, size_t rows, size_t first, size_t count,
@@ -26,8 +26,11 @@ void gemmary_multiply(const Kernels *k, const Matrix *w, const Activations *x, s
             for (size_t row = 0; row < rows; row++) k->matvec(w, first + b, x, row, y + row * stride + b * BLOCK);
         return;
     }
+    if (rows <= STREAM_ROWS && count > 1) { /* block after block, as they stand in memory */
+        for (size_t b = 0; b < count; b++) gemmary_multiply(k, w, x, rows, first + b, 1, y + b * BLOCK, stride);
+        return;
+    }
     _Alignas(VECTOR) Panel panels[PANEL_BLOCKS];
-    for (size_t row = 0; row < rows; row++) memset(y + row * stride, 0, count * BLOCK * sizeof *y);
     for (size_t group = 0; group < w->groups; group += PANEL_GROUPS) {
         size_t groups = w->groups - group < PANEL_GROUPS ? w->groups - group : PANEL_GROUPS;
         for (size_t b = 0; b < count; b++) k->unpack(w, first + b, group, groups, &panels[b]);
@@ -50,7 +53,7 @@ size_t gemmary_take_blocks(const Pass *p, size_t rows, size_t *first, size_t tot
 Activations gemmary_activations(const Room *room, const Matrix *w) {
     Activations x = room->activations;
     x.groups = w->groups;
-    x.columns = w->groups * GROUP;
+    x.columns = (w->groups / 2 * 2 + 1) * GROUP; /* an odd number, so that rows share no set of a cache */
     return x;
 }
 

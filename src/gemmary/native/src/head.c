@@ -135,10 +135,9 @@ static void bound(const Pass *p, const Activations *x, Judgement *mine, float *o
     gemmary_model *m = p->m;
     Matrix upper = m->embedding;
     upper.packing.extra_bits = 0;
-    upper.packing.center = 128 / 16.0f - 7.5f / 16.0f;
     upper.extra = NULL;
     size_t rows = p->num_logits, vocab = (size_t)m->config.vocab_size, start, count;
-    float energies[MOST_GROUPS], radius[BLOCK];
+    float energies[MOST_GROUPS], mean[BLOCK], radius[BLOCK];
     for (size_t row = 0; row < rows; row++) mine[row].most = -INFINITY;
     while ((count = gemmary_team_take(m->team, rows > 1 ? PANEL_BLOCKS : 4 * PANEL_BLOCKS, &start, upper.blocks))) {
         size_t stride = 4 * PANEL_BLOCKS * BLOCK;
@@ -149,11 +148,11 @@ static void bound(const Pass *p, const Activations *x, Judgement *mine, float *o
             for (size_t block = 0; block < count; block++) {
                 float *about = own + row * stride + block * BLOCK;
                 size_t first = (start + block) * BLOCK, some = vocab - first < BLOCK ? vocab - first : BLOCK;
-                m->kernels->spread(&upper, start + block, energies, radius);
+                m->kernels->spread(&upper, start + block, x->sums + row * x->groups, energies, mean, radius);
                 for (size_t i = 0; i < BLOCK; i++) {
-                    float least = 16 * about[i] - SURE * radius[i];
-                    about[i] = 16 * about[i] + SURE * radius[i];
-                    radius[i] = least;
+                    float middle = 16 * about[i] + 7.5f * mean[i];
+                    about[i] = middle + SURE * radius[i];
+                    radius[i] = middle - SURE * radius[i];
                 }
                 if (m->config.final_softcap > 0) { /* what is equal only after it may be equal here too */
                     m->kernels->softcap(about, BLOCK, m->config.final_softcap);

@@ -8,7 +8,8 @@
  *     extra   [block][group]  the lower bits of the codes, where they have more than four: 1, 2 or 4 bits each,
  *                             quad q at bit q * bits of the byte string that byte 4r+j of the 64-byte vectors make
  *
- * A weight is scale * code + minimum. One vector of 64 bytes is one AVX-512 register, two of AVX2, four of NEON.
+ * A weight is scale * (code - center) + minimum, the center in the middle of the codes; most formats have no minimum.
+ * One vector of 64 bytes is one AVX-512 register, two of AVX2, four of NEON.
  */
 #ifndef GEMMARY_INTERNAL_H
 #define GEMMARY_INTERNAL_H
@@ -20,19 +21,18 @@
 
 #include "gemmary.h"
 
-enum { BLOCK = 16, GROUP = 32, QUADS = 8, VECTOR = 64, PANEL_GROUPS = 8, PANEL_BLOCKS = 4 };
+enum { BLOCK = 16, GROUP = 32, QUADS = 8, VECTOR = 64, PANEL_GROUPS = 8, PANEL_BLOCKS = 4, STARTS = 6 };
 
 typedef enum {
-    SCALE_F16,     /* 16 × f16 scales; minimum = -center * scale */
-    SCALE_F16_MIN, /* 16 × f16 scales, 16 × f16 minima */
-    SCALE_SUPER,   /* 16 × u8 s, 16 × u8 t; before every 8 groups 16 × f16 d, 16 × f16 e: scale d s, minimum -e t */
+    SCALE_F16,     /* 16 × f16 scales */
+    SCALE_F16_MIN, /* 16 × f16 scales, 16 × f16 m: minimum = center * scale + m */
+    SCALE_SUPER,   /* 16 × u8 s, 16 × u8 t; before every 8 groups 16 × f16 d, 16 × f16 e: scale d s, m = -e t */
     SCALE_HALVES,  /* 2 × 16 × i8 s, one for each 16 columns; before every 8 groups 16 × f16 d: scale d s */
 } Scaling;
 
 typedef struct {
     uint8_t extra_bits; /* 0, 1, 2, 4 below the upper four */
     uint8_t scaling;
-    float center;        /* the code that means 0, where there is no minimum */
     uint8_t scale_bytes; /* of a group of 16 rows */
     uint8_t super_bytes; /* before every 8 groups of 16 rows */
 } Packing;
@@ -47,18 +47,21 @@ typedef struct {
     bool is_declared;
 } Matrix;
 
+enum { ACTIVATION_BYTES = 2 * sizeof(float) + STARTS * sizeof(int16_t) }; /* of a group, besides its codes */
+
 typedef struct { /* int8 activations, a scale for every 32 */
     size_t columns, groups;
-    int8_t *codes;  /* [row][columns] */
-    float *scales;  /* [row][groups] */
-    float *sums;    /* [row][groups]      scale * sum of the codes */
-    float *halves;  /* [row][groups][2]   the same for each 16 */
+    int8_t *codes;   /* [row][columns] */
+    float *scales;   /* [row][groups] */
+    float *sums;     /* [row][groups]         scale * sum of the codes */
+    int16_t *starts; /* [row][groups][3][2]   -8 * sums of the codes of the group, -32 * those of its first and second
+                        half: at columns 4q and 4q+1, at 4q+2 and 4q+3 */
 } Activations;
 
 typedef struct { /* 16 rows of some groups, one byte a code */
     uint8_t codes[PANEL_GROUPS][2 * QUADS * VECTOR]; /* the second half only where a kernel splits codes in two */
     float scales[PANEL_GROUPS][2][BLOCK];            /* [1] only with SCALE_HALVES */
-    float minima[PANEL_GROUPS][2][BLOCK];
+    float minima[PANEL_GROUPS][BLOCK];               /* only with has_minimum */
 } Panel;
 
 typedef struct {
@@ -69,7 +72,8 @@ typedef struct {
     void (*matvec)(const Matrix *w, size_t block, const Activations *x, size_t row, float *y);
     /* panel = groups [group, group + count) of a block; group and PANEL_GROUPS divide */
     void (*unpack)(const Matrix *w, size_t block, size_t group, size_t count, Panel *panel);
-    /* y[t * stride + 0..15] += panel times rows [row, row + num_rows) of x at those groups; num_rows <= tile_rows */
+    /* y[t * stride + 0..15] += panel times rows [row, row + num_rows) of x at those groups, = where they are the first;
+     * num_rows <= tile_rows */
     void (*tile)(const Matrix *w, const Panel *panel, size_t group, size_t count, const Activations *x, size_t row,
                  size_t num_rows, float *y, size_t stride);
     /* c[m][16] (+)= a[m][k] * b[k][16], b in bfloat16; ldc and lda in elements, rows of b follow each other */
@@ -84,8 +88,8 @@ typedef struct {
     void (*softcap)(float *x, size_t n, float cap);
     double (*exp_sum)(const float *x, size_t n, float max);
     float (*max)(const float *x, size_t n);
-    /* out[16] = roots of the sums over groups of scale squared times energy, of 16 rows with SCALE_F16 */
-    void (*spread)(const Matrix *w, size_t block, const float *energies, float *out);
+    /* of 16 rows with SCALE_F16, over groups: sums of scale times mean, roots of the sums of scale squared times energy */
+    void (*spread)(const Matrix *w, size_t block, const float *means, const float *energies, float *mean, float *root);
 } Kernels;
 
 extern const Kernels gemmary_portable, gemmary_avx2, gemmary_avx512, gemmary_neon, gemmary_dotprod, gemmary_i8mm;
@@ -160,6 +164,10 @@ static inline const uint8_t *matrix_extra(const Matrix *m, size_t block, size_t 
     return !m->extra ? NULL : m->extra + block * m->extra_stride + group * m->packing.extra_bits * VECTOR;
 }
 
+static inline int center_of(const Packing *p) { return 8 << p->extra_bits; }
+
+static inline bool has_minimum(const Packing *p) { return p->scaling == SCALE_F16_MIN || p->scaling == SCALE_SUPER; }
+
 /* Code of row r at column k of a group. */
 static inline unsigned packed_code(const uint8_t *base, const uint8_t *extra, size_t bits, size_t r, size_t k) {
     size_t quad = k / 4, byte = 4 * r + k % 4;
@@ -168,32 +176,29 @@ static inline unsigned packed_code(const uint8_t *base, const uint8_t *extra, si
     return code << bits | (extra[quad * bits / 8 * VECTOR + byte] >> (quad * bits % 8) & ((1u << bits) - 1));
 }
 
-/* Scales and minima of the 16 rows of a group; [1] is of the second half of its columns, with SCALE_HALVES only. */
+/* Scales and minima of the 16 rows of a group; scales[1] are of the second half of its columns, with SCALE_HALVES. */
 static inline void matrix_scales(const Matrix *m, size_t block, size_t group, float scales[2][BLOCK],
-                                 float minima[2][BLOCK]) {
+                                 float minima[BLOCK]) {
     const uint8_t *at = matrix_group(m, block, group), *super = matrix_super(m, block, group);
+    const bool is_plain = m->packing.scaling == SCALE_F16 || m->packing.scaling == SCALE_F16_MIN;
+    const float center = (float)center_of(&m->packing);
     uint16_t d[BLOCK], e[BLOCK];
-    bool is_plain = m->packing.scaling == SCALE_F16 || m->packing.scaling == SCALE_F16_MIN;
-    bool has_min = m->packing.scaling == SCALE_SUPER || m->packing.scaling == SCALE_F16_MIN;
     memcpy(d, is_plain ? at : super, sizeof d);
-    if (has_min) memcpy(e, (is_plain ? at : super) + 32, sizeof e);
+    if (has_minimum(&m->packing)) memcpy(e, (is_plain ? at : super) + 32, sizeof e);
     for (size_t r = 0; r < BLOCK; r++) {
-        float scale = from_f16(d[r]), center = -m->packing.center;
+        float scale = from_f16(d[r]);
         switch (m->packing.scaling) {
-        case SCALE_F16:
+        case SCALE_F16: scales[0][r] = scale; break;
         case SCALE_F16_MIN:
             scales[0][r] = scale;
-            minima[0][r] = has_min ? from_f16(e[r]) : center * scale;
+            minima[r] = center * scale + from_f16(e[r]);
             break;
         case SCALE_SUPER:
             scales[0][r] = scale * at[r];
-            minima[0][r] = -from_f16(e[r]) * at[BLOCK + r];
+            minima[r] = center * scales[0][r] - from_f16(e[r]) * at[BLOCK + r];
             break;
         default:
-            for (size_t half = 0; half < 2; half++) {
-                scales[half][r] = scale * (int8_t)at[half * BLOCK + r];
-                minima[half][r] = center * scales[half][r];
-            }
+            for (size_t half = 0; half < 2; half++) scales[half][r] = scale * (int8_t)at[half * BLOCK + r];
         }
     }
 }

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Kernels for x86 with AVX2: products of unsigned codes and signed activations are summed in pairs to 16 bits, and as
- * many pairs as cannot overflow are added there before they are widened:
+ * Kernels for x86 with AVX2: products of unsigned codes and signed activations are summed in 16 bits. The codes' center
+ * is taken out there, by beginning with -center times the sum of the activations. Sums may wrap around on the way; what
+ * is left at the end is at most
  *
- *     bits of a code   pair at most         pairs that fit
- *     4                2 * 15 * 127         8, a whole group
- *     5                2 * 31 * 127         4
- *     6                2 * 63 * 127         2
- *     8                as two codes of 4 bits, the upper one times 16
+ *     bits of a code   columns   sum
+ *     4, 5             16        16 * 16 * 127
+ *     6                8         8 * 32 * 127    of half a group, which has a scale of its own
+ *     8                16        16 * 15 * 127   as two codes of 4 bits, the upper one times 16
  */
 #include <cpuid.h>
 #include <immintrin.h>
@@ -49,7 +49,12 @@ INLINE void add_products(Ints pairs[2], Ints left, Ints right, const int8_t *a) 
             : "x"(left), "x"(right), "m"(*(const int8_t(*)[4])a));
 }
 
-INLINE int fitting(int bits) { return bits == 1 ? 4 : bits == 2 ? 2 : 8; }
+/* What the sums of a group begin with, or of one of its halves, in every lane. */
+INLINE Ints start_at(const int16_t *starts, int part, int bits) {
+    int32_t two;
+    memcpy(&two, starts + (bits == 2 ? 2 + 2 * part : 0), 4);
+    return _mm256_slli_epi16(_mm256_set1_epi32(two), bits == 1);
+}
 
 /* The codes of eight rows at quads 2i and 2i + 1; of 8-bit codes the upper half. */
 INLINE void codes_at(const uint8_t *base, const uint8_t *extra, int bits, int i, Ints out[2]) {
@@ -65,20 +70,15 @@ INLINE void codes_at(const uint8_t *base, const uint8_t *extra, int bits, int i,
     }
 }
 
-/* Sums over `quads` quads from 2 * first of the codes of eight rows times activations. */
-INLINE Ints dot(const uint8_t *base, const uint8_t *extra, int bits, int first, int quads, const int8_t *a, int times) {
-    Ints total = _mm256_setzero_si256(), pairs = total, codes[2];
+/* `times` the sums, over `quads` quads from 2 * first, of the codes of eight rows times activations. */
+INLINE Ints dot(const uint8_t *base, const uint8_t *extra, int bits, int first, int quads, const int8_t *a, Ints pairs,
+                int times) {
+    Ints codes[2];
     UNROLL for (int q = 0; q < quads; q++) {
         if (q % 2 == 0) codes_at(base, extra, bits, first + q / 2, codes);
-        Ints products = _mm256_maddubs_epi16(codes[q % 2], quad(a + 8 * first + 4 * q));
-        bool is_first = q % fitting(bits) == 0;
-        pairs = is_first ? products : _mm256_add_epi16(pairs, products);
-        if ((q + 1) % fitting(bits) == 0 || q + 1 == quads) {
-            Ints wide = widened(pairs, times);
-            total = q < fitting(bits) ? wide : _mm256_add_epi32(total, wide);
-        }
+        pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(codes[q % 2], quad(a + 8 * first + 4 * q)));
     }
-    return total;
+    return widened(pairs, times);
 }
 
 INLINE Floats halves_at(const uint8_t *at) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)at)); }
@@ -88,134 +88,145 @@ INLINE Floats bytes_at(const uint8_t *at, bool is_signed) {
     return _mm256_cvtepi32_ps(is_signed ? _mm256_cvtepi8_epi32(eight) : _mm256_cvtepu8_epi32(eight));
 }
 
-/* Scales and minima of eight rows; [1] is of the second half of the columns, with SCALE_HALVES only. */
-INLINE void scales_at(const uint8_t *at, const uint8_t *super, int scaling, float center, int h, Floats scales[2],
-                      Floats minima[2]) {
-    const Floats down = _mm256_set1_ps(-center);
+/* Scales and minima of eight rows; scales[1] are of the second half of the columns, with SCALE_HALVES only. */
+INLINE Floats scales_at(const uint8_t *at, const uint8_t *super, int scaling, int bits, int h, Floats scales[2]) {
+    const Floats center = _mm256_set1_ps((float)(8 << bits));
     if (scaling == SCALE_SUPER) {
         scales[0] = _mm256_mul_ps(halves_at(super + 16 * h), bytes_at(at + 8 * h, false));
-        Floats e = _mm256_mul_ps(halves_at(super + 32 + 16 * h), bytes_at(at + 16 + 8 * h, false));
-        minima[0] = _mm256_sub_ps(_mm256_setzero_ps(), e);
-    } else if (scaling == SCALE_HALVES) {
-        Floats d = halves_at(super + 16 * h);
-        UNROLL for (int half = 0; half < 2; half++) {
-            scales[half] = _mm256_mul_ps(d, bytes_at(at + 16 * half + 8 * h, true));
-            minima[half] = _mm256_mul_ps(scales[half], down);
-        }
-    } else {
-        scales[0] = halves_at(at + 16 * h);
-        minima[0] = scaling == SCALE_F16_MIN ? halves_at(at + 32 + 16 * h) : _mm256_mul_ps(scales[0], down);
+        Floats m = _mm256_mul_ps(halves_at(super + 32 + 16 * h), bytes_at(at + 16 + 8 * h, false));
+        return _mm256_fmsub_ps(scales[0], center, m);
     }
+    if (scaling == SCALE_HALVES) {
+        UNROLL for (int half = 0; half < 2; half++)
+            scales[half] = _mm256_mul_ps(halves_at(super + 16 * h), bytes_at(at + 16 * half + 8 * h, true));
+        return center;
+    }
+    scales[0] = halves_at(at + 16 * h);
+    return scaling == SCALE_F16 ? center : _mm256_fmadd_ps(scales[0], center, halves_at(at + 32 + 16 * h));
 }
 
-INLINE Floats added(Floats y, Ints sums, Floats scale, Floats minimum, float a_scale, float a_sum) {
-    y = _mm256_fmadd_ps(_mm256_mul_ps(scale, _mm256_set1_ps(a_scale)), _mm256_cvtepi32_ps(sums), y);
-    return _mm256_fmadd_ps(minimum, _mm256_set1_ps(a_sum), y);
+INLINE Floats added(Floats y, Ints sums, Floats scale, Floats a_scale) {
+    return _mm256_fmadd_ps(_mm256_mul_ps(scale, a_scale), _mm256_cvtepi32_ps(sums), y);
 }
 
 INLINE void matvec_of(const Matrix *w, size_t block, const Activations *x, size_t row, float *y, int bits, int scaling) {
     const int8_t *a = x->codes + row * x->columns;
     const float *a_scales = x->scales + row * x->groups, *a_sums = x->sums + row * x->groups;
-    const float *a_halves = x->halves + 2 * row * x->groups;
+    const int16_t *starts = x->starts + STARTS * row * x->groups;
     const uint8_t *super = matrix_super(w, block, 0), *extra = bits ? matrix_extra(w, block, 0) : super;
     const uint8_t *at = super;
     const size_t scale_bytes = scaling == SCALE_F16_MIN ? 64 : 32;
-    Floats sums[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()}, scales[2], minima[2];
-    for (size_t g = 0; g < w->groups; g++, at += scale_bytes + 4 * VECTOR, extra += bits * VECTOR, a += GROUP) {
+    const int parts = bits == 2 ? 2 : 1;
+    Floats sums[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()}, scales[2];
+    for (size_t g = 0; g < w->groups; g++) {
         if (g % 8 == 0) {
             super = at;
             at += w->packing.super_bytes;
         }
+        Floats a_scale = _mm256_set1_ps(a_scales[g]);
         UNROLL for (int h = 0; h < 2; h++) {
             const uint8_t *base = at + scale_bytes + 32 * h, *rest = extra + 32 * h;
-            scales_at(at, super, scaling, w->packing.center, h, scales, minima);
-            if (scaling == SCALE_HALVES) {
-                UNROLL for (int half = 0; half < 2; half++)
-                    sums[h] = added(sums[h], dot(base, rest, bits, 2 * half, 4, a, 1), scales[half], minima[half],
-                                    a_scales[g], a_halves[2 * g + half]);
-                continue;
+            Floats minimum = scales_at(at, super, scaling, bits, h, scales);
+            UNROLL for (int part = 0; part < parts; part++) {
+                Ints start = start_at(starts, part, bits);
+                Ints dots = dot(base, rest, bits, part * 2, QUADS / parts, a, start, bits == 4 ? 16 : 1);
+                if (bits == 4)
+                    dots = _mm256_add_epi32(dots, dot(rest, rest, 0, 0, QUADS, a, _mm256_setzero_si256(), 1));
+                sums[h] = added(sums[h], dots, scales[part], a_scale);
             }
-            Ints dots = dot(base, rest, bits, 0, QUADS, a, bits == 4 ? 16 : 1);
-            if (bits == 4) dots = _mm256_add_epi32(dots, dot(rest, rest, 0, 0, QUADS, a, 1));
-            sums[h] = added(sums[h], dots, scales[0], minima[0], a_scales[g], a_sums[g]);
+            if (scaling == SCALE_F16_MIN || scaling == SCALE_SUPER)
+                sums[h] = _mm256_fmadd_ps(minimum, _mm256_set1_ps(a_sums[g]), sums[h]);
         }
+        at += scale_bytes + 4 * VECTOR;
+        extra += bits * VECTOR;
+        a += GROUP;
+        starts += STARTS;
     }
     UNROLL for (int h = 0; h < 2; h++) _mm256_storeu_ps(y + 8 * h, sums[h]);
 }
 
-INLINE void unpack_of(const Matrix *w, size_t block, size_t group, size_t count, Panel *panel, int bits) {
+INLINE void unpack_of(const Matrix *w, size_t block, size_t group, size_t count, Panel *panel, int bits, int scaling) {
+    const int parts = bits == 2 ? 2 : 1;
     for (size_t g = 0; g < count; g++) {
         const uint8_t *at = matrix_group(w, block, group + g), *super = matrix_super(w, block, group + g);
         const uint8_t *base = at + w->packing.scale_bytes, *extra = bits ? matrix_extra(w, block, group + g) : at;
         uint8_t *to = panel->codes[g];
-        Ints codes[2];
-        UNROLL for (int i = 0; i < 4; i++)
-            UNROLL for (int h = 0; h < 2; h++) {
-                codes_at(base + 32 * h, extra + 32 * h, bits, i, codes);
-                UNROLL for (int j = 0; j < 2; j++) _mm256_store_si256((Ints *)(to + (2 * i + j) * VECTOR + 32 * h), codes[j]);
-                if (bits != 4) continue;
-                codes_at(extra + 32 * h, extra, 0, i, codes);
-                UNROLL for (int j = 0; j < 2; j++)
-                    _mm256_store_si256((Ints *)(to + (QUADS + 2 * i + j) * VECTOR + 32 * h), codes[j]);
-            }
         UNROLL for (int h = 0; h < 2; h++) {
-            Floats scales[2], minima[2];
-            scales_at(at, super, w->packing.scaling, w->packing.center, h, scales, minima);
-            UNROLL for (int half = 0; half < (bits == 2 ? 2 : 1); half++) {
-                _mm256_store_ps(panel->scales[g][half] + 8 * h, scales[half]);
-                _mm256_store_ps(panel->minima[g][half] + 8 * h, minima[half]);
+            Ints codes[2];
+            UNROLL for (int i = 0; i < 4 * (bits == 4 ? 2 : 1); i++) {
+                if (i < 4) codes_at(base + 32 * h, extra + 32 * h, bits, i, codes);
+                else codes_at(extra + 32 * h, extra, 0, i - 4, codes);
+                UNROLL for (int j = 0; j < 2; j++)
+                    _mm256_store_si256((Ints *)(to + (2 * i + j) * VECTOR + 32 * h), codes[j]);
             }
+            Floats scales[2];
+            _mm256_store_ps(panel->minima[g] + 8 * h, scales_at(at, super, scaling, bits, h, scales));
+            UNROLL for (int part = 0; part < parts; part++)
+                _mm256_store_ps(panel->scales[g][part] + 8 * h, scales[part]);
         }
     }
 }
 
 #include "formats.h"
 
-/* sums[t][h] += unpacked codes of 16 rows times activations of T tokens */
-INLINE void dots(const uint8_t *codes, const int8_t *a, size_t lda, int tokens, int quads, int fit, int times,
+/* sums[t][h] = unpacked codes of 16 rows times activations of so many tokens, from starts[t] on */
+INLINE void dots(const uint8_t *codes, const int8_t *a, size_t lda, int tokens, int quads, const Ints starts[TILE],
                  Ints sums[TILE][2]) {
-    for (int from = 0; from < quads; from += fit) {
-        Ints pairs[TILE][2] = {0};
-        UNROLL for (int q = from; q < from + fit; q++) {
-            Ints left = load(codes + q * VECTOR), right = load(codes + q * VECTOR + 32);
-            UNROLL for (int t = 0; t < tokens; t++) add_products(pairs[t], left, right, a + t * lda + 4 * q);
-        }
-        UNROLL for (int t = 0; t < tokens; t++)
-            UNROLL for (int h = 0; h < 2; h++) sums[t][h] = _mm256_add_epi32(sums[t][h], widened(pairs[t][h], times));
+    UNROLL for (int t = 0; t < tokens; t++) sums[t][0] = sums[t][1] = starts[t];
+    UNROLL for (int q = 0; q < quads; q++) {
+        Ints left = load(codes + q * VECTOR), right = load(codes + q * VECTOR + 32);
+        UNROLL for (int t = 0; t < tokens; t++) add_products(sums[t], left, right, a + (size_t)t * lda + 4 * q);
     }
 }
 
-INLINE void tile_of(const Panel *panel, size_t group, size_t count, const Activations *x, size_t row, float *y,
-                    size_t stride, int tokens, int bits) {
+INLINE void tile_of(const Matrix *w, const Panel *panel, size_t group, size_t count, const Activations *x, size_t row,
+                    float *y, size_t stride, int tokens, int bits) {
     const int8_t *a = x->codes + row * x->columns + group * GROUP;
-    const int parts = bits == 2 ? 2 : 1, quads = QUADS / parts, fit = fitting(bits);
+    const int parts = bits == 2 ? 2 : 1, quads = QUADS / parts;
+    const bool has_min = has_minimum(&w->packing);
+    Floats out[TILE][2];
+    UNROLL for (int t = 0; t < tokens; t++)
+        UNROLL for (int h = 0; h < 2; h++)
+            out[t][h] = group ? _mm256_loadu_ps(y + (size_t)t * stride + 8 * h) : _mm256_setzero_ps();
     for (size_t g = 0; g < count; g++, a += GROUP) {
+        const size_t at = row * x->groups + group + g;
         UNROLL for (int part = 0; part < parts; part++) {
-            Ints sums[TILE][2] = {0};
-            dots(panel->codes[g] + part * quads * VECTOR, a + part * 16, x->columns, tokens, quads, fit,
-                 bits == 4 ? 16 : 1, sums);
-            if (bits == 4) dots(panel->codes[g] + QUADS * VECTOR, a, x->columns, tokens, quads, fit, 1, sums);
+            Ints starts[TILE], sums[TILE][2], lower[TILE][2];
+            UNROLL for (int t = 0; t < tokens; t++)
+                starts[t] = start_at(x->starts + STARTS * (at + (size_t)t * x->groups), part, bits);
+            dots(panel->codes[g] + part * quads * VECTOR, a + part * 16, x->columns, tokens, quads, starts, sums);
+            UNROLL for (int t = 0; t < tokens; t++)
+                UNROLL for (int h = 0; h < 2; h++) sums[t][h] = widened(sums[t][h], bits == 4 ? 16 : 1);
+            if (bits == 4) {
+                UNROLL for (int t = 0; t < tokens; t++) starts[t] = _mm256_setzero_si256();
+                dots(panel->codes[g] + QUADS * VECTOR, a, x->columns, tokens, quads, starts, lower);
+                UNROLL for (int t = 0; t < tokens; t++)
+                    UNROLL for (int h = 0; h < 2; h++) sums[t][h] = _mm256_add_epi32(sums[t][h], widened(lower[t][h], 1));
+            }
             UNROLL for (int t = 0; t < tokens; t++) {
-                size_t at = (row + (size_t)t) * x->groups + group + g;
-                float a_scale = x->scales[at], a_sum = bits == 2 ? x->halves[2 * at + (size_t)part] : x->sums[at];
-                UNROLL for (int h = 0; h < 2; h++) {
-                    Floats scale = _mm256_load_ps(panel->scales[g][part] + 8 * h);
-                    Floats minimum = _mm256_load_ps(panel->minima[g][part] + 8 * h);
-                    float *to = y + (size_t)t * stride + 8 * h;
-                    _mm256_storeu_ps(to, added(_mm256_loadu_ps(to), sums[t][h], scale, minimum, a_scale, a_sum));
-                }
+                Floats a_scale = _mm256_broadcast_ss(x->scales + at + (size_t)t * x->groups);
+                UNROLL for (int h = 0; h < 2; h++)
+                    out[t][h] = added(out[t][h], sums[t][h], _mm256_load_ps(panel->scales[g][part] + 8 * h), a_scale);
             }
         }
+        if (!has_min) continue;
+        UNROLL for (int t = 0; t < tokens; t++) {
+            Floats a_sum = _mm256_broadcast_ss(x->sums + at + (size_t)t * x->groups);
+            UNROLL for (int h = 0; h < 2; h++)
+                out[t][h] = _mm256_fmadd_ps(_mm256_load_ps(panel->minima[g] + 8 * h), a_sum, out[t][h]);
+        }
     }
+    UNROLL for (int t = 0; t < tokens; t++)
+        UNROLL for (int h = 0; h < 2; h++) _mm256_storeu_ps(y + (size_t)t * stride + 8 * h, out[t][h]);
 }
 
 INLINE void tile_bits(const Matrix *w, const Panel *panel, size_t group, size_t count, const Activations *x, size_t row,
                       float *y, size_t stride, int tokens) {
     switch (w->packing.extra_bits) {
-    case 0: tile_of(panel, group, count, x, row, y, stride, tokens, 0); break;
-    case 1: tile_of(panel, group, count, x, row, y, stride, tokens, 1); break;
-    case 2: tile_of(panel, group, count, x, row, y, stride, tokens, 2); break;
-    default: tile_of(panel, group, count, x, row, y, stride, tokens, 4);
+    case 0: tile_of(w, panel, group, count, x, row, y, stride, tokens, 0); break;
+    case 1: tile_of(w, panel, group, count, x, row, y, stride, tokens, 1); break;
+    case 2: tile_of(w, panel, group, count, x, row, y, stride, tokens, 2); break;
+    default: tile_of(w, panel, group, count, x, row, y, stride, tokens, 4);
     }
 }
 

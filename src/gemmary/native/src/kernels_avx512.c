@@ -47,9 +47,17 @@ INLINE void codes_at(const uint8_t *base, const uint8_t *extra, int bits, int i,
     }
 }
 
-/* Sums over `quads` quads from 2 * first of the codes of 16 rows times activations. */
-INLINE Ints dot(const uint8_t *base, const uint8_t *extra, int bits, int first, int quads, const int8_t *a) {
-    Ints even = _mm512_setzero_si512(), odd = even, codes[2];
+/* What the sums of a group begin with, or of one of its halves, in every lane: -center times those of the activations. */
+INLINE Ints start_at(const int16_t *starts, int part, int bits) {
+    int32_t two;
+    memcpy(&two, starts + (bits == 2 ? 2 + 2 * part : 0), 4);
+    const Ints times = _mm512_set1_epi16((short)(bits == 2 ? 1 : 1 << bits));
+    return _mm512_madd_epi16(_mm512_set1_epi32(two), times);
+}
+
+/* Sums from `start` on over `quads` quads from 2 * first of the codes of 16 rows times activations. */
+INLINE Ints dot(const uint8_t *base, const uint8_t *extra, int bits, int first, int quads, const int8_t *a, Ints start) {
+    Ints even = start, odd = _mm512_setzero_si512(), codes[2];
     UNROLL for (int i = first; i < first + quads / 2; i++) {
         codes_at(base, extra, bits, i, codes);
         even = _mm512_dpbusd_epi32(even, codes[0], quad(a + 8 * i));
@@ -65,56 +73,57 @@ INLINE Floats bytes_at(const uint8_t *at, bool is_signed) {
     return _mm512_cvtepi32_ps(is_signed ? _mm512_cvtepi8_epi32(bytes) : _mm512_cvtepu8_epi32(bytes));
 }
 
-/* Scales and minima of 16 rows; [1] is of the second half of the columns, with SCALE_HALVES only. */
-INLINE void scales_at(const uint8_t *at, const uint8_t *super, int scaling, float center, Floats scales[2],
-                      Floats minima[2]) {
-    const Floats down = _mm512_set1_ps(-center);
+/* Scales and minima of 16 rows; scales[1] are of the second half of the columns, with SCALE_HALVES only. */
+INLINE Floats scales_at(const uint8_t *at, const uint8_t *super, int scaling, int bits, Floats scales[2]) {
+    const Floats center = _mm512_set1_ps((float)(8 << bits));
     if (scaling == SCALE_SUPER) {
         scales[0] = _mm512_mul_ps(halves_at(super), bytes_at(at, false));
-        minima[0] = _mm512_mul_ps(_mm512_mul_ps(halves_at(super + 32), bytes_at(at + 16, false)), _mm512_set1_ps(-1));
-    } else if (scaling == SCALE_HALVES) {
-        UNROLL for (int half = 0; half < 2; half++) {
-            scales[half] = _mm512_mul_ps(halves_at(super), bytes_at(at + 16 * half, true));
-            minima[half] = _mm512_mul_ps(scales[half], down);
-        }
-    } else {
-        scales[0] = halves_at(at);
-        minima[0] = scaling == SCALE_F16_MIN ? halves_at(at + 32) : _mm512_mul_ps(scales[0], down);
+        return _mm512_fmsub_ps(scales[0], center, _mm512_mul_ps(halves_at(super + 32), bytes_at(at + 16, false)));
     }
+    if (scaling == SCALE_HALVES) {
+        UNROLL for (int half = 0; half < 2; half++)
+            scales[half] = _mm512_mul_ps(halves_at(super), bytes_at(at + 16 * half, true));
+        return center;
+    }
+    scales[0] = halves_at(at);
+    return scaling == SCALE_F16 ? center : _mm512_fmadd_ps(scales[0], center, halves_at(at + 32));
 }
 
-INLINE Floats added(Floats y, Ints sums, Floats scale, Floats minimum, float a_scale, float a_sum) {
-    y = _mm512_fmadd_ps(_mm512_mul_ps(scale, _mm512_set1_ps(a_scale)), _mm512_cvtepi32_ps(sums), y);
-    return _mm512_fmadd_ps(minimum, _mm512_set1_ps(a_sum), y);
+INLINE Floats added(Floats y, Ints sums, Floats scale, float a_scale) {
+    return _mm512_fmadd_ps(_mm512_mul_ps(scale, _mm512_set1_ps(a_scale)), _mm512_cvtepi32_ps(sums), y);
 }
 
 INLINE void matvec_of(const Matrix *w, size_t block, const Activations *x, size_t row, float *y, int bits, int scaling) {
     const int8_t *a = x->codes + row * x->columns;
     const float *a_scales = x->scales + row * x->groups, *a_sums = x->sums + row * x->groups;
-    const float *a_halves = x->halves + 2 * row * x->groups;
+    const int16_t *starts = x->starts + STARTS * row * x->groups;
     const uint8_t *super = matrix_super(w, block, 0), *extra = bits ? matrix_extra(w, block, 0) : super;
     const uint8_t *at = super;
     const size_t scale_bytes = scaling == SCALE_F16_MIN ? 64 : 32;
-    Floats sum = _mm512_setzero_ps(), scales[2], minima[2];
-    for (size_t g = 0; g < w->groups; g++, at += scale_bytes + 4 * VECTOR, extra += bits * VECTOR, a += GROUP) {
+    const int parts = bits == 2 ? 2 : 1;
+    Floats sum = _mm512_setzero_ps(), scales[2];
+    for (size_t g = 0; g < w->groups; g++) {
         if (g % 8 == 0) {
             super = at;
             at += w->packing.super_bytes;
         }
-        const uint8_t *base = at + scale_bytes;
-        scales_at(at, super, scaling, w->packing.center, scales, minima);
-        if (scaling == SCALE_HALVES) {
-            UNROLL for (int half = 0; half < 2; half++)
-                sum = added(sum, dot(base, extra, bits, 2 * half, 4, a), scales[half], minima[half], a_scales[g],
-                            a_halves[2 * g + (size_t)half]);
-        } else {
-            sum = added(sum, dot(base, extra, bits, 0, QUADS, a), scales[0], minima[0], a_scales[g], a_sums[g]);
+        Floats minimum = scales_at(at, super, scaling, bits, scales);
+        UNROLL for (int part = 0; part < parts; part++) {
+            Ints start = start_at(starts, part, bits);
+            Ints dots = dot(at + scale_bytes, extra, bits, 2 * part, QUADS / parts, a, start);
+            sum = added(sum, dots, scales[part], a_scales[g]);
         }
+        if (scaling == SCALE_F16_MIN || scaling == SCALE_SUPER)
+            sum = _mm512_fmadd_ps(minimum, _mm512_set1_ps(a_sums[g]), sum);
+        at += scale_bytes + 4 * VECTOR;
+        extra += bits * VECTOR;
+        a += GROUP;
+        starts += STARTS;
     }
     _mm512_storeu_ps(y, sum);
 }
 
-INLINE void unpack_of(const Matrix *w, size_t block, size_t group, size_t count, Panel *panel, int bits) {
+INLINE void unpack_of(const Matrix *w, size_t block, size_t group, size_t count, Panel *panel, int bits, int scaling) {
     for (size_t g = 0; g < count; g++) {
         const uint8_t *at = matrix_group(w, block, group + g), *super = matrix_super(w, block, group + g);
         const uint8_t *base = at + w->packing.scale_bytes, *extra = bits ? matrix_extra(w, block, group + g) : at;
@@ -124,57 +133,64 @@ INLINE void unpack_of(const Matrix *w, size_t block, size_t group, size_t count,
             _mm512_store_si512(panel->codes[g] + 2 * i * VECTOR, codes[0]);
             _mm512_store_si512(panel->codes[g] + (2 * i + 1) * VECTOR, codes[1]);
         }
-        Floats scales[2] = {0}, minima[2] = {0};
-        scales_at(at, super, w->packing.scaling, w->packing.center, scales, minima);
-        UNROLL for (int half = 0; half < 2; half++) {
-            _mm512_store_ps(panel->scales[g][half], scales[half]);
-            _mm512_store_ps(panel->minima[g][half], minima[half]);
-        }
+        Floats scales[2];
+        _mm512_store_ps(panel->minima[g], scales_at(at, super, scaling, bits, scales));
+        UNROLL for (int part = 0; part < (bits == 2 ? 2 : 1); part++) _mm512_store_ps(panel->scales[g][part], scales[part]);
     }
 }
 
 #include "formats.h"
 
-/* `parts` of a group have scales of their own. */
-INLINE void tile_of(const Panel *panel, size_t group, size_t count, const Activations *x, size_t row, float *y,
-                    size_t stride, int tokens, int parts) {
+INLINE void tile_of(const Matrix *w, const Panel *panel, size_t group, size_t count, const Activations *x, size_t row,
+                    float *y, size_t stride, int tokens, int bits) {
     const int8_t *a = x->codes + row * x->columns + group * GROUP;
-    const int quads = QUADS / parts;
+    const int parts = bits == 2 ? 2 : 1, quads = QUADS / parts;
+    const bool has_min = has_minimum(&w->packing);
     Floats sums[TOKENS];
-    UNROLL for (int t = 0; t < tokens; t++) sums[t] = _mm512_loadu_ps(y + (size_t)t * stride);
+    UNROLL for (int t = 0; t < tokens; t++)
+        sums[t] = group ? _mm512_loadu_ps(y + (size_t)t * stride) : _mm512_setzero_ps();
     for (size_t g = 0; g < count; g++, a += GROUP) {
-        for (int part = 0; part < parts; part++) {
-            Ints dots[TOKENS] = {0};
+        const size_t at = row * x->groups + group + g;
+        UNROLL for (int part = 0; part < parts; part++) {
+            Ints dots[TOKENS];
+            UNROLL for (int t = 0; t < tokens; t++)
+                dots[t] = start_at(x->starts + STARTS * (at + (size_t)t * x->groups), part, bits);
             UNROLL for (int q = part * quads; q < (part + 1) * quads; q++) {
                 Ints codes = load(panel->codes[g] + q * VECTOR);
                 UNROLL for (int t = 0; t < tokens; t++)
                     dots[t] = _mm512_dpbusd_epi32(dots[t], codes, quad(a + (size_t)t * x->columns + 4 * q));
             }
-            Floats scale = _mm512_load_ps(panel->scales[g][part]), minimum = _mm512_load_ps(panel->minima[g][part]);
-            UNROLL for (int t = 0; t < tokens; t++) {
-                size_t at = (row + (size_t)t) * x->groups + group + g;
-                float a_sum = parts == 2 ? x->halves[2 * at + (size_t)part] : x->sums[at];
-                sums[t] = added(sums[t], dots[t], scale, minimum, x->scales[at], a_sum);
-            }
+            Floats scale = _mm512_load_ps(panel->scales[g][part]);
+            UNROLL for (int t = 0; t < tokens; t++)
+                sums[t] = added(sums[t], dots[t], scale, x->scales[at + (size_t)t * x->groups]);
         }
+        if (!has_min) continue;
+        Floats minimum = _mm512_load_ps(panel->minima[g]);
+        UNROLL for (int t = 0; t < tokens; t++)
+            sums[t] = _mm512_fmadd_ps(minimum, _mm512_set1_ps(x->sums[at + (size_t)t * x->groups]), sums[t]);
     }
     UNROLL for (int t = 0; t < tokens; t++) _mm512_storeu_ps(y + (size_t)t * stride, sums[t]);
 }
 
+INLINE void tile_bits(const Matrix *w, const Panel *panel, size_t group, size_t count, const Activations *x, size_t row,
+                      float *y, size_t stride, int tokens) {
+    switch (w->packing.extra_bits) {
+    case 0: tile_of(w, panel, group, count, x, row, y, stride, tokens, 0); break;
+    case 1: tile_of(w, panel, group, count, x, row, y, stride, tokens, 1); break;
+    case 2: tile_of(w, panel, group, count, x, row, y, stride, tokens, 2); break;
+    default: tile_of(w, panel, group, count, x, row, y, stride, tokens, 4);
+    }
+}
+
 static void tile(const Matrix *w, const Panel *panel, size_t group, size_t count, const Activations *x, size_t row,
                  size_t num_rows, float *y, size_t stride) {
-    bool halves = w->packing.scaling == SCALE_HALVES;
     while (num_rows) {
         size_t some = num_rows >= 8 ? 8 : num_rows >= 4 ? 4 : num_rows >= 2 ? 2 : 1;
-        switch (some + (size_t)halves * 16) {
-        case 8: tile_of(panel, group, count, x, row, y, stride, 8, 1); break;
-        case 4: tile_of(panel, group, count, x, row, y, stride, 4, 1); break;
-        case 2: tile_of(panel, group, count, x, row, y, stride, 2, 1); break;
-        case 1: tile_of(panel, group, count, x, row, y, stride, 1, 1); break;
-        case 24: tile_of(panel, group, count, x, row, y, stride, 8, 2); break;
-        case 20: tile_of(panel, group, count, x, row, y, stride, 4, 2); break;
-        case 18: tile_of(panel, group, count, x, row, y, stride, 2, 2); break;
-        default: tile_of(panel, group, count, x, row, y, stride, 1, 2);
+        switch (some) {
+        case 8: tile_bits(w, panel, group, count, x, row, y, stride, 8); break;
+        case 4: tile_bits(w, panel, group, count, x, row, y, stride, 4); break;
+        case 2: tile_bits(w, panel, group, count, x, row, y, stride, 2); break;
+        default: tile_bits(w, panel, group, count, x, row, y, stride, 1);
         }
         row += some;
         y += some * stride;

@@ -1,11 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Kernels for Arm, built three times from this text: for every AArch64 (neon), with the dot product (GEMMARY_DOTPROD),
- * and with the matrix product too (GEMMARY_I8MM). All three compute the same bits. Codes become signed bytes:
- *
- *     bits of a code   as a signed byte   minimum
- *     4, 5, 6          the code           the matrix's
- *     8                the code - 128     none, for 128 is the code that means 0
- *
+ * and with the matrix product too (GEMMARY_I8MM). All three compute the same bits. Codes become signed bytes around 0.
  * A register holds four codes of each of four rows; in a panel for the matrix product, eight of each of two rows. */
 #include <arm_neon.h>
 
@@ -81,51 +76,47 @@ INLINE void codes_at(const uint8_t *base, const uint8_t *extra, int bits, int i,
             rest = vandq_u8(rest, vdupq_n_u8((uint8_t)((1 << bits) - 1)));
             codes[j] = vorrq_u8(vshlq_u8(codes[j], vdupq_n_s8((int8_t)bits)), rest);
         }
-        if (bits == 4) codes[j] = veorq_u8(codes[j], vdupq_n_u8(128));
-        out[j] = vreinterpretq_s8_u8(codes[j]);
+        out[j] = vreinterpretq_s8_u8(vsubq_u8(codes[j], vdupq_n_u8(8 << bits)));
     }
 }
 
-/* Scales and minima of 16 rows; [1] is of the second half of the columns, with SCALE_HALVES only. */
-INLINE void scales_at(const Packing *p, const uint8_t *at, const uint8_t *super, int scaling, float scales[2][BLOCK],
-                      float minima[2][BLOCK]) {
+/* Scales and minima of 16 rows; scales[1] are of the second half of the columns, with SCALE_HALVES only. */
+INLINE void scales_at(const uint8_t *at, const uint8_t *super, int scaling, int bits, float scales[2][BLOCK],
+                      float minima[BLOCK]) {
     const bool is_plain = scaling == SCALE_F16 || scaling == SCALE_F16_MIN;
     const __fp16 *d = (const __fp16 *)(is_plain ? at : super), *e = d + BLOCK;
-    const float down = p->extra_bits == 4 ? 0 : -p->center;
+    const float center = (float)(8 << bits);
     for (int half = 0; half < (scaling == SCALE_HALVES ? 2 : 1); half++) {
-        const uint8_t *s = at + half * BLOCK, *t = at + BLOCK;
+        const uint8_t *s = at + half * BLOCK;
         REDUCE(omp simd)
-        for (int r = 0; r < BLOCK; r++) {
-            float scale = scaling == SCALE_SUPER ? d[r] * (float)s[r] : is_plain ? d[r] : d[r] * (float)(int8_t)s[r];
-            float minimum = scaling == SCALE_SUPER ? -e[r] * (float)t[r] : down * scale;
-            if (scaling == SCALE_F16_MIN) minimum = e[r];
-            scales[half][r] = scale;
-            minima[half][r] = minimum;
-        }
+        for (int r = 0; r < BLOCK; r++)
+            scales[half][r] = scaling == SCALE_SUPER ? d[r] * (float)s[r] : is_plain ? d[r] : d[r] * (float)(int8_t)s[r];
     }
+    if (scaling != SCALE_F16_MIN && scaling != SCALE_SUPER) return;
+    REDUCE(omp simd)
+    for (int r = 0; r < BLOCK; r++)
+        minima[r] = center * scales[0][r] + (is_plain ? e[r] : -e[r] * (float)at[BLOCK + r]);
 }
 
-/* y[r] += scale[r] * a_scale * sums[r] + minimum[r] * a_sum, for four rows */
-INLINE Floats added(Floats y, Ints sums, const float *scale, const float *minimum, float a_scale, float a_sum) {
-    y = vfmaq_f32(y, vmulq_n_f32(vld1q_f32(scale), a_scale), vcvtq_f32_s32(sums));
-    return vfmaq_n_f32(y, vld1q_f32(minimum), a_sum);
+/* y[r] += scale[r] * a_scale * sums[r], for four rows */
+INLINE Floats added(Floats y, Ints sums, const float *scale, float a_scale) {
+    return vfmaq_f32(y, vmulq_n_f32(vld1q_f32(scale), a_scale), vcvtq_f32_s32(sums));
 }
 
 INLINE void matvec_of(const Matrix *w, size_t block, const Activations *x, size_t row, float *y, int bits, int scaling) {
     const int8_t *a = x->codes + row * x->columns;
     const float *a_scales = x->scales + row * x->groups, *a_sums = x->sums + row * x->groups;
-    const float *a_halves = x->halves + 2 * row * x->groups;
     const uint8_t *super = matrix_super(w, block, 0), *extra = bits ? matrix_extra(w, block, 0) : super, *at = super;
     const size_t scale_bytes = scaling == SCALE_F16_MIN ? 64 : 32;
     const bool halves = scaling == SCALE_HALVES;
     Floats total[4] = {0};
-    float scales[2][BLOCK], minima[2][BLOCK];
+    float scales[2][BLOCK], minima[BLOCK];
     for (size_t g = 0; g < w->groups; g++, at += scale_bytes + 4 * VECTOR, extra += bits * VECTOR, a += GROUP) {
         if (g % 8 == 0) {
             super = at;
             at += w->packing.super_bytes;
         }
-        scales_at(&w->packing, at, super, scaling, scales, minima);
+        scales_at(at, super, scaling, bits, scales, minima);
         UNROLL for (int four = 0; four < 4; four++) {
             Ints sums = vdupq_n_s32(0);
             UNROLL for (int part = 0; part < 2; part++) {
@@ -134,17 +125,17 @@ INLINE void matvec_of(const Matrix *w, size_t block, const Activations *x, size_
                     codes_at(at + scale_bytes + 16 * four, extra + 16 * four, bits, 2 * part + i, codes + 2 * i);
                 sums = add_quads(sums, codes, vld1q_s8(a + STEP * part));
                 if (!halves && part == 0) continue;
-                float a_sum = halves ? a_halves[2 * g + (size_t)part] : a_sums[g];
-                const float *scale = scales[halves * part] + 4 * four, *minimum = minima[halves * part] + 4 * four;
-                total[four] = added(total[four], sums, scale, minimum, a_scales[g], a_sum);
+                total[four] = added(total[four], sums, scales[halves * part] + 4 * four, a_scales[g]);
                 sums = vdupq_n_s32(0);
             }
+            if (scaling == SCALE_F16_MIN || scaling == SCALE_SUPER)
+                total[four] = vfmaq_n_f32(total[four], vld1q_f32(minima + 4 * four), a_sums[g]);
         }
     }
     UNROLL for (int four = 0; four < 4; four++) vst1q_f32(y + 4 * four, total[four]);
 }
 
-INLINE void unpack_of(const Matrix *w, size_t block, size_t group, size_t count, Panel *panel, int bits) {
+INLINE void unpack_of(const Matrix *w, size_t block, size_t group, size_t count, Panel *panel, int bits, int scaling) {
     for (size_t g = 0; g < count; g++) {
         const uint8_t *at = matrix_group(w, block, group + g), *base = at + w->packing.scale_bytes;
         const uint8_t *extra = bits ? matrix_extra(w, block, group + g) : base;
@@ -163,7 +154,7 @@ INLINE void unpack_of(const Matrix *w, size_t block, size_t group, size_t count,
 #endif
             }
         const uint8_t *super = matrix_super(w, block, group + g);
-        scales_at(&w->packing, at, super, w->packing.scaling, panel->scales[g], panel->minima[g]);
+        scales_at(at, super, scaling, bits, panel->scales[g], panel->minima[g]);
     }
 }
 
@@ -202,8 +193,9 @@ INLINE void dots(const int8_t *codes, const int8_t *const a[TILE], int steps, in
 }
 
 /* `parts` of a group have scales of their own; tokens beyond `num_rows` repeat the last and are not written. */
-INLINE void tile_of(const Panel *panel, size_t group, size_t count, const Activations *x, size_t row, size_t num_rows,
-                    float *y, size_t stride, int tokens, int parts) {
+INLINE void tile_of(const Matrix *w, const Panel *panel, size_t group, size_t count, const Activations *x, size_t row,
+                    size_t num_rows, float *y, size_t stride, int tokens, int parts) {
+    const bool has_min = has_minimum(&w->packing);
     const int8_t *a[TILE];
     UNROLL for (int t = 0; t < tokens; t++) {
         size_t token = row + ((size_t)t < num_rows ? (size_t)t : num_rows - 1);
@@ -211,17 +203,19 @@ INLINE void tile_of(const Panel *panel, size_t group, size_t count, const Activa
     }
     for (size_t g = 0; g < count; g++)
         UNROLL for (int part = 0; part < parts; part++) {
-            const float *scale = panel->scales[g][part], *minimum = panel->minima[g][part];
+            const float *scale = panel->scales[g][part], *minimum = panel->minima[g];
             Ints sums[TILE][4];
             dots((const int8_t *)panel->codes[g] + part * 4 * VECTOR, a, 2 / parts, tokens, sums);
             UNROLL for (int t = 0; t < tokens; t++) {
                 a[t] += GROUP / parts;
                 if ((size_t)t >= num_rows) continue;
                 size_t at = (row + (size_t)t) * x->groups + group + g;
-                float a_scale = x->scales[at], a_sum = parts == 2 ? x->halves[2 * at + (size_t)part] : x->sums[at];
                 UNROLL for (int i = 0; i < 4; i++) {
                     float *to = y + (size_t)t * stride + 4 * i;
-                    vst1q_f32(to, added(vld1q_f32(to), sums[t][i], scale + 4 * i, minimum + 4 * i, a_scale, a_sum));
+                    Floats before = group + g + (size_t)part ? vld1q_f32(to) : vdupq_n_f32(0);
+                    Floats after = added(before, sums[t][i], scale + 4 * i, x->scales[at]);
+                    if (has_min) after = vfmaq_n_f32(after, vld1q_f32(minimum + 4 * i), x->sums[at]);
+                    vst1q_f32(to, after);
                 }
             }
         }
@@ -230,10 +224,10 @@ INLINE void tile_of(const Panel *panel, size_t group, size_t count, const Activa
 static void tile(const Matrix *w, const Panel *panel, size_t group, size_t count, const Activations *x, size_t row,
                  size_t num_rows, float *y, size_t stride) {
     switch ((w->packing.scaling == SCALE_HALVES) * 2 + (num_rows > 2)) {
-    case 0: tile_of(panel, group, count, x, row, num_rows, y, stride, 2, 1); break;
-    case 1: tile_of(panel, group, count, x, row, num_rows, y, stride, 4, 1); break;
-    case 2: tile_of(panel, group, count, x, row, num_rows, y, stride, 2, 2); break;
-    default: tile_of(panel, group, count, x, row, num_rows, y, stride, 4, 2);
+    case 0: tile_of(w, panel, group, count, x, row, num_rows, y, stride, 2, 1); break;
+    case 1: tile_of(w, panel, group, count, x, row, num_rows, y, stride, 4, 1); break;
+    case 2: tile_of(w, panel, group, count, x, row, num_rows, y, stride, 2, 2); break;
+    default: tile_of(w, panel, group, count, x, row, num_rows, y, stride, 4, 2);
     }
 }
 

@@ -5,19 +5,19 @@
 static bool runs_here(void) { return true; }
 
 /* y[r] += 16 rows of codes times 32 activations, as float */
-static void add_group(const uint8_t codes[QUADS][BLOCK][4], const float scales[2][BLOCK], const float minima[2][BLOCK],
-                      bool halves, const Activations *x, size_t row, size_t group, float *y) {
+static void add_group(const uint8_t codes[QUADS][BLOCK][4], const float scales[2][BLOCK], const float minima[BLOCK],
+                      const Packing *p, const Activations *x, size_t row, size_t group, float *y) {
     size_t at = row * x->groups + group;
     const int8_t *a = x->codes + row * x->columns + group * GROUP;
     float scale = x->scales[at];
     for (size_t r = 0; r < BLOCK; r++) {
         int32_t sums[2] = {0, 0};
-        for (size_t k = 0; k < GROUP; k++) sums[k / 16] += codes[k / 4][r][k % 4] * a[k];
-        if (halves)
-            for (size_t h = 0; h < 2; h++)
-                y[r] += scales[h][r] * scale * (float)sums[h] + minima[h][r] * x->halves[2 * at + h];
+        for (size_t k = 0; k < GROUP; k++) sums[k / 16] += (codes[k / 4][r][k % 4] - center_of(p)) * a[k];
+        if (p->scaling == SCALE_HALVES)
+            for (size_t h = 0; h < 2; h++) y[r] += scales[h][r] * scale * (float)sums[h];
         else
-            y[r] += scales[0][r] * scale * (float)(sums[0] + sums[1]) + minima[0][r] * x->sums[at];
+            y[r] += scales[0][r] * scale * (float)(sums[0] + sums[1]);
+        if (has_minimum(p)) y[r] += minima[r] * x->sums[at];
     }
 }
 
@@ -31,12 +31,12 @@ static void unpack_codes(const Matrix *w, size_t block, size_t group, uint8_t co
 
 static void matvec(const Matrix *w, size_t block, const Activations *x, size_t row, float *y) {
     uint8_t codes[QUADS][BLOCK][4];
-    float scales[2][BLOCK], minima[2][BLOCK];
+    float scales[2][BLOCK], minima[BLOCK];
     memset(y, 0, BLOCK * sizeof *y);
     for (size_t group = 0; group < w->groups; group++) {
         unpack_codes(w, block, group, codes);
         matrix_scales(w, block, group, scales, minima);
-        add_group(codes, scales, minima, w->packing.scaling == SCALE_HALVES, x, row, group, y);
+        add_group(codes, scales, minima, &w->packing, x, row, group, y);
     }
 }
 
@@ -49,10 +49,12 @@ static void unpack(const Matrix *w, size_t block, size_t group, size_t count, Pa
 
 static void tile(const Matrix *w, const Panel *panel, size_t group, size_t count, const Activations *x, size_t row,
                  size_t num_rows, float *y, size_t stride) {
-    for (size_t t = 0; t < num_rows; t++)
+    for (size_t t = 0; t < num_rows; t++) {
+        if (group == 0) memset(y + t * stride, 0, BLOCK * sizeof *y);
         for (size_t g = 0; g < count; g++)
-            add_group((const uint8_t(*)[BLOCK][4])panel->codes[g], panel->scales[g], panel->minima[g],
-                      w->packing.scaling == SCALE_HALVES, x, row + t, group + g, y + t * stride);
+            add_group((const uint8_t(*)[BLOCK][4])panel->codes[g], panel->scales[g], panel->minima[g], &w->packing, x,
+                      row + t, group + g, y + t * stride);
+    }
 }
 
 static void mix(float *c, size_t ldc, const float *a, size_t lda, const uint16_t *b, size_t m, size_t k, bool adds) {

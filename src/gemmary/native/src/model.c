@@ -61,7 +61,8 @@ static bool room_make(gemmary_model *m) {
     room->width = round_up(heads, BLOCK) + 2 * round_up(keys, BLOCK);
     if (room->width < mlp) room->width = mlp;
     if (room->width < dim) room->width = dim;
-    size_t columns = round_up(heads > mlp ? heads > dim ? heads : dim : mlp > dim ? mlp : dim, GROUP);
+    room->width = room->width / 32 * 32 + BLOCK + 32; /* an odd number of lines, so that rows share no set of a cache */
+    size_t columns = round_up(heads > mlp ? heads > dim ? heads : dim : mlp > dim ? mlp : dim, GROUP) + GROUP;
     room->own_floats = gemmary_attend_floats(m);
     size_t logits = PANEL_BLOCKS * BLOCK * (room->rows < 4 ? 4 : room->rows) + 4 * room->rows;
     room->own_floats = round_up(room->own_floats > logits ? room->own_floats : logits, BLOCK);
@@ -75,10 +76,10 @@ static bool room_make(gemmary_model *m) {
     Activations *a = &room->activations;
     a->columns = columns;
     a->codes = zeros(room->rows, columns);
-    a->scales = zeros(room->rows * columns / GROUP, 4 * sizeof(float));
+    a->scales = zeros(room->rows * columns / GROUP, ACTIVATION_BYTES);
     if (!a->scales) return false;
     a->sums = a->scales + room->rows * columns / GROUP;
-    a->halves = a->sums + room->rows * columns / GROUP;
+    a->starts = (int16_t *)(a->sums + room->rows * columns / GROUP);
     return room->x && room->wide && room->second && room->angles && room->tiles && room->own && a->codes;
 }
 
@@ -93,7 +94,7 @@ static void room_free(gemmary_model *m) {
     gemmary_pages_free(room->tiles, room->num_tiles * sizeof(Tile));
     gemmary_pages_free(room->own, threads * room->own_floats * sizeof(float));
     gemmary_pages_free(room->activations.codes, room->rows * columns);
-    gemmary_pages_free(room->activations.scales, room->rows * columns / GROUP * 4 * sizeof(float));
+    gemmary_pages_free(room->activations.scales, room->rows * columns / GROUP * ACTIVATION_BYTES);
 }
 
 static bool layers_make(gemmary_model *m, const int32_t *windows) {

@@ -58,7 +58,7 @@ static void row_quantize(const Activations *x, size_t row, const float *values, 
         for (int i = 0; i < GROUP; i++) most = fabsf(v[i]) > most ? fabsf(v[i]) : most;
         float inverse = most > 0 ? 127.0f / most : 0, scale = most / 127.0f;
         int8_t *codes = x->codes + row * x->columns + first;
-        int32_t whole[GROUP], sums[2] = {0, 0};
+        int32_t whole[GROUP], sums[2][4] = {0}; /* by half and column of a quad */
         REDUCE(omp simd)
         for (int i = 0; i < GROUP; i++) {
             float rounded = v[i] * inverse + 12582912.0f; /* to the nearest: the low bits are the integer */
@@ -67,12 +67,19 @@ static void row_quantize(const Activations *x, size_t row, const float *values, 
             whole[i] = bits - 0x4b400000;
         }
         for (int i = 0; i < GROUP; i++) codes[i] = (int8_t)whole[i];
-        for (int i = 0; i < 16; i++) sums[0] += codes[i], sums[1] += codes[i + 16];
+        for (int i = 0; i < GROUP; i++) sums[i / 16][i % 4] += codes[i]; /* never more, whatever was given */
         size_t at = row * x->groups + group;
+        int16_t *starts = x->starts + STARTS * at;
+        int32_t total = 0;
+        for (int i = 0; i < 2; i++) {
+            int32_t first = sums[0][2 * i] + sums[0][2 * i + 1], second = sums[1][2 * i] + sums[1][2 * i + 1];
+            starts[i] = (int16_t)(-8 * (first + second));
+            starts[2 + i] = (int16_t)(-32 * first);
+            starts[4 + i] = (int16_t)(-32 * second);
+            total += first + second;
+        }
         x->scales[at] = scale;
-        x->sums[at] = scale * (float)(sums[0] + sums[1]);
-        x->halves[2 * at] = scale * (float)sums[0];
-        x->halves[2 * at + 1] = scale * (float)sums[1];
+        x->sums[at] = scale * (float)total;
     }
 }
 
@@ -123,23 +130,26 @@ static double row_exp_sum(const float *x, size_t n, float most) {
     return sum;
 }
 
-static void row_spread(const Matrix *w, size_t block, const float *energies, float *out) {
-    float sums[BLOCK] = {0};
+static void row_spread(const Matrix *w, size_t block, const float *means, const float *energies, float *mean,
+                       float *root) {
+    float firsts[BLOCK] = {0}, squares[BLOCK] = {0};
     for (size_t group = 0; group < w->groups; group++) {
         const uint8_t *at = matrix_group(w, block, group);
         REDUCE(omp simd)
         for (int r = 0; r < BLOCK; r++) {
             uint16_t half;
             memcpy(&half, at + 2 * r, 2);
-            uint32_t bits = (uint32_t)(half & 0x7fff) << 13; /* as float32 2^-112 times the scale */
+            uint32_t bits = (uint32_t)(half & 0x8000) << 16 | (uint32_t)(half & 0x7fff) << 13; /* 2^-112 times the scale */
             float scale;
             memcpy(&scale, &bits, 4);
             scale *= 0x1p112f;
-            sums[r] += scale * scale * energies[group];
+            firsts[r] += scale * means[group];
+            squares[r] += scale * scale * energies[group];
         }
     }
+    memcpy(mean, firsts, sizeof firsts);
     REDUCE(omp simd)
-    for (int r = 0; r < BLOCK; r++) out[r] = sqrtf(sums[r]);
+    for (int r = 0; r < BLOCK; r++) root[r] = sqrtf(squares[r]);
 }
 
 #define ROW_KERNELS                                                                                                \

@@ -2,12 +2,12 @@
  * Packed matrices: made from the blocks of a file exactly, 16 rows at a time; rows of them read back.
  *
  *     file                    code        scale   minimum       packed as
- *     Q4_0                    q           d       -8 d          f16
- *     Q5_0                    q           d       -16 d         f16, 1 bit extra
- *     Q8_0, F32, F16, BF16    q + 128     d       -128 d        f16, 4 bits extra
- *     Q4_1, Q5_1              q           d       m             f16 and minimum
- *     Q4_K, Q5_K              q           d s     -e t          super
- *     Q6_K                    q           d s     -32 d s       halves, 2 bits extra
+ *     Q4_0                    q           d                     f16
+ *     Q5_0                    q           d                     f16, 1 bit extra
+ *     Q8_0, F32, F16, BF16    q + 128     d                     f16, 4 bits extra
+ *     Q4_1, Q5_1              q           d       center d + m  f16 and minimum
+ *     Q4_K, Q5_K              q           d s     center d s - e t   super
+ *     Q6_K                    q           d s                   halves, 2 bits extra
  *
  * Layouts of the files' blocks: formats/quantize.py.
  */
@@ -22,12 +22,12 @@ typedef struct {
 } Format;
 
 static const Format FORMATS[] = {
-    {GEMMARY_F32, 1, 4, {4, SCALE_F16, 128, 32, 0}},     {GEMMARY_F16, 1, 2, {4, SCALE_F16, 128, 32, 0}},
-    {GEMMARY_BF16, 1, 2, {4, SCALE_F16, 128, 32, 0}},    {GEMMARY_Q8_0, 32, 34, {4, SCALE_F16, 128, 32, 0}},
-    {GEMMARY_Q4_0, 32, 18, {0, SCALE_F16, 8, 32, 0}},    {GEMMARY_Q5_0, 32, 22, {1, SCALE_F16, 16, 32, 0}},
-    {GEMMARY_Q4_1, 32, 20, {0, SCALE_F16_MIN, 0, 64, 0}}, {GEMMARY_Q5_1, 32, 24, {1, SCALE_F16_MIN, 0, 64, 0}},
-    {GEMMARY_Q4_K, 256, 144, {0, SCALE_SUPER, 0, 32, 64}}, {GEMMARY_Q5_K, 256, 176, {1, SCALE_SUPER, 0, 32, 64}},
-    {GEMMARY_Q6_K, 256, 210, {2, SCALE_HALVES, 32, 32, 32}},
+    {GEMMARY_F32, 1, 4, {4, SCALE_F16, 32, 0}},     {GEMMARY_F16, 1, 2, {4, SCALE_F16, 32, 0}},
+    {GEMMARY_BF16, 1, 2, {4, SCALE_F16, 32, 0}},    {GEMMARY_Q8_0, 32, 34, {4, SCALE_F16, 32, 0}},
+    {GEMMARY_Q4_0, 32, 18, {0, SCALE_F16, 32, 0}},    {GEMMARY_Q5_0, 32, 22, {1, SCALE_F16, 32, 0}},
+    {GEMMARY_Q4_1, 32, 20, {0, SCALE_F16_MIN, 64, 0}}, {GEMMARY_Q5_1, 32, 24, {1, SCALE_F16_MIN, 64, 0}},
+    {GEMMARY_Q4_K, 256, 144, {0, SCALE_SUPER, 32, 64}}, {GEMMARY_Q5_K, 256, 176, {1, SCALE_SUPER, 32, 64}},
+    {GEMMARY_Q6_K, 256, 210, {2, SCALE_HALVES, 32, 32}},
 };
 
 static const Format *format_of(gemmary_type type) {
@@ -181,8 +181,7 @@ static bool is_finite(const uint8_t *half) { return (half[1] & 0x7c) != 0x7c; }
 /* Whether the factors of row r are finite; the codes always are. */
 static bool is_sound(const Matrix *m, size_t block, size_t group, size_t r) {
     const uint8_t *at = m->packing.super_bytes ? matrix_super(m, block, group) : matrix_group(m, block, group);
-    bool has_second = m->packing.scaling == SCALE_F16_MIN || m->packing.scaling == SCALE_SUPER;
-    return is_finite(at + 2 * r) && (!has_second || is_finite(at + 2 * BLOCK + 2 * r));
+    return is_finite(at + 2 * r) && (!has_minimum(&m->packing) || is_finite(at + 2 * BLOCK + 2 * r));
 }
 
 bool gemmary_matrix_fill(const Matrix *m, size_t first, size_t rows, const uint8_t *bytes) {
@@ -204,15 +203,15 @@ bool gemmary_matrix_fill(const Matrix *m, size_t first, size_t rows, const uint8
 
 void gemmary_matrix_row(const Matrix *m, size_t row, float *out) {
     size_t block = row / BLOCK, r = row % BLOCK, bits = m->packing.extra_bits;
-    float scales[2][BLOCK], minima[2][BLOCK];
+    float scales[2][BLOCK], minima[BLOCK] = {0};
     for (size_t group = 0; group < m->groups; group++) {
         const uint8_t *base = matrix_group(m, block, group) + m->packing.scale_bytes;
         const uint8_t *extra = bits ? matrix_extra(m, block, group) : base;
         matrix_scales(m, block, group, scales, minima);
         for (size_t k = 0; k < GROUP && group * GROUP + k < m->columns; k++) {
             size_t half = m->packing.scaling == SCALE_HALVES && k >= 16;
-            unsigned code = packed_code(base, extra, bits, r, k);
-            out[group * GROUP + k] = scales[half][r] * (float)code + minima[half][r];
+            int code = (int)packed_code(base, extra, bits, r, k) - center_of(&m->packing);
+            out[group * GROUP + k] = scales[half][r] * (float)code + minima[r];
         }
     }
 }
