@@ -48,7 +48,13 @@ class Plan:
 
 
 class Tuning:
-    """A recipe with its model and data read; raises what reading them raises, and InputError for too little data."""
+    """A recipe with its model and data read; raises what reading them raises, and InputError for too little data.
+
+    >>> from gemmary.train.recipes import Recipe
+    >>> Tuning(Recipe(model="gemma-2-2c", data=("chat.jsonl",), output="tuned"))
+    Traceback (most recent call last):
+    gemmary.base.errors.UnknownModelError: expected a path or the name of a model, got 'gemma-2-2c': did you mean ...
+    """
 
     def __init__(self, recipe: "Recipe", *, backend: Backend | None = None) -> None:
         from gemmary.corpus.examples import load
@@ -77,7 +83,10 @@ class Tuning:
         self.trainer = self._trainer()
 
     def plan(self) -> Plan:
-        """Try a step, which changes nothing, and count; the step is compiled before it is timed."""
+        """Try a step, which changes nothing, and count; the step is compiled before it is timed.
+
+        >>> plan = Tuning.plan  # docs/guides/tuning.md runs it
+        """
         batch = self.batches.batch(0)
         self.trainer.try_step(batch)
         began = time.perf_counter()
@@ -92,7 +101,10 @@ class Tuning:
         )
 
     def run(self, report: "Callable[[Progress], None]" = lambda progress: None) -> Path | None:
-        """Train to the end, or on to it, and write what was learned; None when Ctrl-C came before the end."""
+        """Train to the end, or on to it, and write what was learned; None when Ctrl-C came before the end.
+
+        >>> run = Tuning.run  # docs/guides/tuning.md runs it
+        """
         from gemmary.train.run import run
 
         recipe, folder = self.recipe, Path(self.recipe.output)

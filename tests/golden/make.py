@@ -20,7 +20,7 @@ from gemmary.generate.batched import BatchedGenerator
 from gemmary.generate.generator import Chunk
 from gemmary.generate.keras_engine import KerasEngine
 from gemmary.generate.request import Request
-from gemmary.model.gemma import Gemma
+from gemmary.model.keras_model import Gemma
 from gemmary.text.tokenizer import Tokenizer
 from gemmary.text.vocabulary import learn
 

@@ -17,7 +17,8 @@ from gemmary.formats.content import Checkpoint
 from gemmary.formats.tensors import weights
 from gemmary.model import gemma
 from gemmary.model.compiled import compile_pure
-from gemmary.model.gemma import Gemma, attention_mask, forward, head
+from gemmary.model.gemma import attention_mask, forward, head
+from gemmary.model.keras_model import Gemma
 from gemmary.model.weights import backend_array, numpy_array
 
 IS_JAX = keras.backend.backend() == "jax"

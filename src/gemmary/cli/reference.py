@@ -19,7 +19,7 @@ def reference() -> str:
     """The page: what every verb's --help says.
 
     >>> reference().count("## gemmary ")
-    7
+    8
     """
     names = [info.callback.__name__ for info in app.registered_commands if info.callback]
     return "\n".join([HEAD, _help(), *(f"## gemmary {name}\n\n{_help(name)}" for name in names)])

@@ -4,7 +4,7 @@
     ids ─► embed ─► [ x + attention(norm x), x + feed_forward(norm x) ] × L ─► norm ─► head ─► logits
 
 The pass is a pure function of a mapping from the weight table's paths to arrays, so one text is jitted on JAX, traced
-on PyTorch and TensorFlow, and trained through `Gemma`, whose variables are made by looping over the table.
+on PyTorch and TensorFlow, and differentiated by `train/`. As a Keras model it is `keras_model.py`'s.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +16,6 @@ from jaxtyping import Bool, Float, Int
 from keras import ops
 
 from gemmary.base.config import GemmaConfig
-from gemmary.formats.tensors import Weight, weights
 from gemmary.model.cache import Pair, Span
 from gemmary.model.layers import project, rms_norm, rope_angles, rotate, sines, softcap
 
@@ -197,6 +196,7 @@ def head(config: GemmaConfig, all_weights: Weights, x: Float[Array, "... D"]) ->
     """Logits in float32 from the last layer's output; the embedding is the head.
 
     >>> config = GemmaConfig(vocab_size=8, num_layers=1, model_dim=4, num_heads=1, num_kv_heads=1, mlp_dim=4)
+    >>> from gemmary.formats.tensors import weights
     >>> zeros = {path: ops.zeros(row.shape(config)) for path, row, _ in weights(config)}
     >>> tuple(head(config, zeros, ops.ones((1, 3, 4))).shape)
     (1, 3, 8)
@@ -233,6 +233,7 @@ def forward(
     With `remat`, such as keras.remat, of a layer only its input is kept for the backward pass, which computes it again.
 
     >>> config = GemmaConfig(vocab_size=8, num_layers=1, model_dim=4, num_heads=1, num_kv_heads=1, mlp_dim=4)
+    >>> from gemmary.formats.tensors import weights
     >>> zeros = {path: ops.zeros(row.shape(config)) for path, row, _ in weights(config)}
     >>> tuple(forward(config, zeros, ops.zeros((1, 3), "int32")).shape)
     (1, 3, 4)
@@ -271,6 +272,7 @@ def forward_cached(
     computed before: within one compiled pass XLA would compute them again for every head of every layer.
 
     >>> config = GemmaConfig(vocab_size=8, num_layers=1, model_dim=4, num_heads=1, num_kv_heads=1, mlp_dim=4)
+    >>> from gemmary.formats.tensors import weights
     >>> zeros = {path: ops.zeros(row.shape(config)) for path, row, _ in weights(config)}
     >>> from gemmary.model.cache import allocate
     >>> cache = allocate(config, slots=1, length=16, chunk=3, dtype="float32")
@@ -310,56 +312,3 @@ def _layers(
         wanted = pick if index == config.num_layers - 1 else every
         x = block(x, _Layer(config, all_weights, index), turns[window is not None], partial(look, index), wanted)
     return x
-
-
-class Gemma(keras.Model):
-    """The model as Keras users know it: ids (B, T) int32 to logits (B, T, V) float32.
-
-    >>> config = GemmaConfig(vocab_size=32, num_layers=2, model_dim=8, num_heads=2, num_kv_heads=1, mlp_dim=16)
-    >>> model = Gemma(config)
-    >>> tuple(model(ops.zeros((1, 3), "int32")).shape), model.count_params() == config.num_params
-    ((1, 3, 32), True)
-
-    Weights are drawn at random; a checkpoint's are assigned to the variables of `weight_table`.
-    """
-
-    def __init__(self, config: GemmaConfig, **keras_options: Any) -> None:
-        super().__init__(**keras_options)
-        self.config = config
-        self.build()
-
-    def build(self, input_shape: object = None) -> None:
-        """Make the variables, one for each weight of the table; norm scales are float32 in every policy."""
-        self._table = {}
-        for path, row, _ in weights(self.config):
-            kind = {"dtype": "float32", "autocast": False} if row.is_norm else {}
-            name = path.replace(".", "_")  # PyTorch refuses the dots
-            self._table[path] = self.add_weight(
-                name=name, shape=row.shape(self.config), initializer=_initializer(row), **kind
-            )
-        self.built = True
-
-    @property
-    def weight_table(self) -> dict[str, keras.Variable]:
-        """The variables by their paths in the weight table.
-
-        >>> config = GemmaConfig(vocab_size=8, num_layers=1, model_dim=4, num_heads=1, num_kv_heads=1, mlp_dim=4)
-        >>> tuple(Gemma(config).weight_table["layers.0.attention.key"].shape)
-        (1, 256, 4)
-        """
-        return dict(self._table)
-
-    def call(
-        self,
-        ids: Int[Array, "B T"],
-        segments: Int[Array, "B T"] | None = None,
-        positions: Int[Array, "B T"] | None = None,
-    ) -> Float[Array, "B T V"]:
-        """Logits for whole sequences."""
-        x = forward(self.config, self._table, ids, segments=segments, positions=positions, dtype=self.compute_dtype)
-        return head(self.config, self._table, x)
-
-
-def _initializer(row: Weight) -> keras.initializers.Initializer:
-    """Norm scales at 0 (a factor of 1), all else normal with a deviation of 0.02, as transformers draws them."""
-    return keras.initializers.Zeros() if row.is_norm else keras.initializers.RandomNormal(stddev=0.02)

@@ -25,7 +25,12 @@ Loss = tuple[Float[Array, ""], Float[Array, ""]]
 
 @dataclass(frozen=True, kw_only=True)
 class Learner:
-    """The model in training: weights of the table, the activations' precision, whether the embedding is learned."""
+    """The model in training: weights of the table, the activations' precision, whether the embedding is learned.
+
+    >>> config = GemmaConfig(vocab_size=8, num_layers=1, model_dim=4, num_heads=1, num_kv_heads=1, mlp_dim=4)
+    >>> Learner(config=config, weights={}, dtype="float32", learns_table=False).remat
+    True
+    """
 
     config: GemmaConfig
     weights: Mapping[str, Any]

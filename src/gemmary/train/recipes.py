@@ -77,7 +77,11 @@ class Recipe:
 
     @property
     def optimizer_value(self) -> Optimizer:
-        """The optimizer, as the trainer takes it."""
+        """The optimizer, as the trainer takes it.
+
+        >>> Recipe(data=("a",), output="b", optimizer="adafactor").optimizer_value.weight_decay
+        0.0
+        """
         kind = AdamW if self.optimizer == "adamw" else Adafactor
         return kind(weight_decay=self.weight_decay)
 

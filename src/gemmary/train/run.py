@@ -77,6 +77,19 @@ def run(
 
     Writes `folder`/metrics.jsonl, a line a step, and `folder`/checkpoints. Ctrl-C ends after the step that runs, and
     saves. A step that is not finite is left out and reported; after ten in a row TrainingError is raised.
+
+    >>> import tempfile
+    >>> from gemmary.model.weights import numpy_array
+    >>> from gemmary.train.objective import example_batch
+    >>> from gemmary.train.parameters import LoRA, example_checkpoint
+    >>> trainer = Trainer(example_checkpoint(), parameters=LoRA(rank=2))
+    >>> batch = {name: numpy_array(each) for name, each in example_batch().items()}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     place, schedule = Path(folder), Schedule(peak=0.01, steps=2)
+    ...     run(trainer, lambda step: batch, steps=2, schedule=schedule, folder=place, recipe={})
+    ...     sorted(path.name for path in place.iterdir())
+    True
+    ['checkpoints', 'metrics.jsonl']
     """
     checkpoints = folder / "checkpoints"
     known = saved(checkpoints)

@@ -94,7 +94,13 @@ class Trainer:
 
     @property
     def state(self) -> dict[str, NDArray[Any]]:
-        """All that changes, as NumPy arrays by path: "step", "learned/..." and "moments/.../first"."""
+        """All that changes, as NumPy arrays by path: "step", "learned/..." and "moments/.../first".
+
+        >>> from gemmary.train.parameters import example_checkpoint
+        >>> trainer = Trainer(example_checkpoint(), parameters=LoRA(rank=2, targets=("mlp.up",)))
+        >>> sorted(trainer.state)[:2]
+        ['learned/layers.0.mlp.up.down', 'learned/layers.0.mlp.up.up']
+        """
         return {path: numpy_array(each) for path, each in _flat(self._state).items()}
 
     @state.setter
@@ -108,7 +114,12 @@ class Trainer:
         self._state = _nested({path: backend_array(each, str(each.dtype)) for path, each in arrays.items()})
 
     def learned(self) -> dict[str, NDArray[np.float32]]:
-        """What is learned, by path."""
+        """What is learned, by path.
+
+        >>> from gemmary.train.parameters import example_checkpoint
+        >>> sorted(Trainer(example_checkpoint(), parameters=LoRA(rank=2, targets=("mlp.up",))).learned())
+        ['layers.0.mlp.up.down', 'layers.0.mlp.up.up']
+        """
         return {path: numpy_array(each) for path, each in self._state["learned"].items()}
 
     def step(self, batch: NumpyBatch, *, rate: float) -> Metrics:
@@ -120,18 +131,38 @@ class Trainer:
         return Metrics(loss=float(loss), norm=float(norm), learned=float(learned), is_finite=bool(is_finite))
 
     def try_step(self, batch: NumpyBatch) -> None:
-        """Take a step on a copy of the state and forget it: what a step needs is known then."""
+        """Take a step on a copy of the state and forget it: what a step needs is known then.
+
+        >>> from gemmary.train.objective import example_batch
+        >>> from gemmary.train.parameters import example_checkpoint
+        >>> trainer = Trainer(example_checkpoint(), parameters=LoRA(rank=2))
+        >>> trainer.try_step({name: numpy_array(each) for name, each in example_batch().items()})
+        >>> trainer.steps
+        0
+        """
         copied = keras.tree.map_structure(ops.copy, self._state)
         _, (loss, *_) = self._step(copied, self._frozen, _arrays(batch), np.float32(0))
         float(loss)  # waits for it
 
     def evaluate(self, batches: Sequence[NumpyBatch]) -> float:
-        """The mean loss over batches, in nats a learned token."""
+        """The mean loss over batches, in nats a learned token.
+
+        >>> from gemmary.train.parameters import example_checkpoint
+        >>> Trainer(example_checkpoint(), parameters=LoRA(rank=2)).evaluate([])
+        0.0
+        """
         sums = [self._judge({}, self._state["learned"], self._frozen, _arrays(batch)) for batch in batches]
         return sum(float(loss) for loss, _ in sums) / max(1.0, sum(float(count) for _, count in sums))
 
     def first_fault(self, batch: NumpyBatch) -> str:
-        """Where a batch's pass first gives a number that is not finite: a layer, the head, or the backward pass."""
+        """Where a batch's pass first gives a number that is not finite: a layer, the head, or the backward pass.
+
+        >>> from gemmary.train.objective import example_batch
+        >>> from gemmary.train.parameters import example_checkpoint
+        >>> trainer = Trainer(example_checkpoint(), parameters=LoRA(rank=2))
+        >>> trainer.first_fault({name: numpy_array(each) for name, each in example_batch().items()})
+        'the backward pass'
+        """
         weights = self._parameters.weights(self._state["learned"], self._frozen)
         arrays = _arrays(batch if batch["ids"].ndim == 2 else {name: each[0] for name, each in batch.items()})
 
