@@ -57,9 +57,9 @@ def save(folder: Path, state: Arrays, *, recipe: Mapping[str, Any], loss: float 
         shutil.rmtree(left)
     if target.exists():  # the same step again
         _remove(target)
-    with written_folder(target) as partial:
-        write_entries(partial / "state.safetensors", entries, np.dtype(np.float32))
-        write_json(partial / "state.json", {"step": step, "loss": loss, "recipe": recipe})
+    with written_folder(target) as new:
+        write_entries(new / "state.safetensors", entries, np.dtype(np.float32))
+        write_json(new / "state.json", {"step": step, "loss": loss, "recipe": recipe})
     everything = saved(folder)
     best = min((each for each in everything if each.loss is not None), key=lambda each: each.loss or 0.0, default=None)
     for each in everything[: -max(1, keep)]:
