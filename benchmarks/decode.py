@@ -11,9 +11,7 @@ take turns, one measurement each a round; ratios are medians of the rounds' own,
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -21,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from record import record
+from turns import ask, backend_of, start
 
 Generate = Callable[[list[int], int], Any]  # a prompt and how many tokens to add
 SYSTEMS = (
@@ -54,8 +53,8 @@ def gemmary(backend: str, dtype: str) -> Generate:
     return generate
 
 
-def keras_hub() -> Generate:
-    import keras
+def keras_hub_model() -> Any:
+    """KerasHub's model of the 270M's sizes, with random weights."""
     import keras_hub
 
     backbone = keras_hub.models.Gemma3Backbone(
@@ -75,7 +74,13 @@ def keras_hub() -> Generate:
         use_sliding_window_attention=True,
         vision_encoder=None,
     )
-    model = keras_hub.models.Gemma3CausalLM(backbone=backbone, preprocessor=None)
+    return keras_hub.models.Gemma3CausalLM(backbone=backbone, preprocessor=None)
+
+
+def keras_hub() -> Generate:
+    import keras
+
+    model = keras_hub_model()
     model.compile(sampler="greedy")
 
     def generate(prompt: list[int], count: int) -> Any:
@@ -129,10 +134,6 @@ def build(system: str) -> Generate:
     return keras_hub() if system.startswith("keras-hub") else gemmary(backend_of(system), dtype)
 
 
-def backend_of(system: str) -> str:
-    return next((name for name in ("jax", "torch", "tensorflow") if f"-{name}" in system), "torch")
-
-
 def serve(system: str) -> None:
     """Warm up, then answer each line of standard input with one measurement."""
     generate, random = build(system), np.random.default_rng(0)
@@ -154,30 +155,6 @@ def serve(system: str) -> None:
         print(json.dumps(measure()), flush=True)
 
 
-def start(system: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "KERAS_BACKEND": backend_of(system), "TF_CPP_MIN_LOG_LEVEL": "3"}
-    command = [sys.executable, __file__, "--serve", system]
-    child = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    answer(child, "ready")
-    return child
-
-
-def answer(child: subprocess.Popen[str], beginning: str) -> str:
-    """The next line that begins so: libraries print others."""
-    assert child.stdout is not None
-    for line in child.stdout:
-        if line.startswith(beginning):
-            return line
-    raise SystemExit("a system ended before it answered: see its message above")
-
-
-def ask(child: subprocess.Popen[str]) -> dict[str, float]:
-    assert child.stdin is not None
-    child.stdin.write("\n")
-    child.stdin.flush()
-    return json.loads(answer(child, "{"))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
@@ -187,7 +164,7 @@ def main() -> None:
     if options.serve:
         serve(options.serve)
         return
-    children = {system: start(system) for system in options.only}
+    children = {system: start(__file__, system) for system in options.only}
     found: dict[str, list[dict[str, float]]] = {system: [] for system in options.only}
     for number in range(options.rounds):
         for system, child in children.items():

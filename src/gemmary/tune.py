@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class Plan:
     """What a training will take.
 
-    >>> Plan(steps=10, tokens=1000, learned=500, parameters=3, step_seconds=2.0, peak_bytes=None).seconds
+    >>> Plan(steps=10, tokens=1000, learned=500, parameters=3, step_seconds=2.0, peak_bytes=0).seconds
     20.0
     """
 
@@ -35,13 +35,13 @@ class Plan:
     learned: int  # tokens of those
     parameters: int  # numbers that are learned
     step_seconds: float  # as a trial step took that changed nothing
-    peak_bytes: int | None  # of this process, as the system counts it after the trial
+    peak_bytes: int  # what this process has held at most, the trial included
 
     @property
     def seconds(self) -> float:
         """Of all steps.
 
-        >>> Plan(steps=0, tokens=0, learned=0, parameters=0, step_seconds=2.0, peak_bytes=None).seconds
+        >>> Plan(steps=0, tokens=0, learned=0, parameters=0, step_seconds=2.0, peak_bytes=0).seconds
         0.0
         """
         return self.steps * self.step_seconds
@@ -88,6 +88,8 @@ class Tuning:
         >>> callable(Tuning.plan)  # it needs a model and data: tests/train/test_run.py runs it
         True
         """
+        from gemmary.generate.process import peak_bytes
+
         batch = self.batches.batch(0)
         self.trainer.try_step(batch)
         began = time.perf_counter()
@@ -116,7 +118,7 @@ class Tuning:
             steps=self.steps,
             schedule=recipe.schedule(self.steps),
             folder=folder,
-            recipe=recipe.saved(),
+            recipe={**recipe.saved(), "tokens": self.batches.num_tokens},  # of other data under the same name
             held_back=self.held_back,
             save_every=recipe.save_every,
             keep=recipe.keep,
@@ -166,19 +168,3 @@ class Tuning:
         )
         write_adapter(adapter, target, dtype="bfloat16")
         return target
-
-
-def peak_bytes() -> int | None:
-    """The most memory that this process has held, in bytes; None where the system does not say.
-
-    >>> (peak_bytes() or 1) > 0
-    True
-    """
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    import sys
-
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024

@@ -6,6 +6,7 @@ GemmaryError
 │   └── ContextError      a prompt that does not fit the model's context
 ├── FileError             a file that is missing, damaged or of an unknown kind
 │   └── CheckpointError   tensors missing, duplicate, of a wrong shape, or not finite
+├── TrainingError         a training that cannot go on: numbers that are not finite, step after step
 ├── UnknownModelError     a name of a model or data set that resolves to nothing
 │   └── GatedError        a download that waits for accepted terms
 └── MissingExtraError     an optional dependency that is not installed
@@ -48,6 +49,14 @@ class CheckpointError(FileError):
     """A checkpoint whose tensors are missing, duplicate, of a wrong shape or not finite.
 
     >>> issubclass(CheckpointError, FileError)
+    True
+    """
+
+
+class TrainingError(GemmaryError):
+    """A training that cannot go on.
+
+    >>> issubclass(TrainingError, GemmaryError)
     True
     """
 

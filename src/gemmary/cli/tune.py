@@ -77,10 +77,10 @@ def _told(tuning: "Tuning") -> list[str]:
 
 
 def _planned(plan: "Plan", tokens: int) -> str:
-    memory = f", {options.size(plan.peak_bytes)} of memory" if plan.peak_bytes else ""
+    speed = f"{plan.step_seconds:.2f} s ({tokens / plan.step_seconds:,.0f} tokens/s with padding)"
     return (
-        f"{plan.parameters:,} numbers are learned in {plan.steps:,} steps of {plan.step_seconds:.2f} s "
-        f"({tokens / plan.step_seconds:,.0f} tokens/s with padding): {_time(plan.seconds)}{memory}"
+        f"{plan.parameters:,} numbers are learned in {plan.steps:,} steps of {speed}: "
+        f"{_time(plan.seconds)}, {options.size(plan.peak_bytes)} of memory"
     )
 
 

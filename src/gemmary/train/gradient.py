@@ -2,9 +2,12 @@
 """The one thing that differs between backends in training: how a gradient is taken, and how a step is compiled."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import keras
+
+from gemmary.model.compiled import compile_pure
 
 Array = Any
 Arrays = dict[str, Array]
@@ -77,16 +80,10 @@ def compiled(step: Callable[..., Any]) -> Callable[..., Any]:
     >>> float(compiled(lambda state, y: state["x"] + y)({"x": ops.array(1.0)}, ops.array(2.0)))
     3.0
     """
-    backend = keras.backend.backend()
-    if backend == "jax":
-        import jax
+    if keras.backend.backend() == "torch":  # a pass for replies has no gradients there
+        return step
 
-        return jax.jit(step, donate_argnums=0)
-    if backend == "tensorflow":
-        import tensorflow
+    def copied(_: None, first: Any, *others: Any) -> Any:  # TensorFlow allows no change of an argument
+        return step(dict(first), *others)
 
-        def copied(first: Any, *others: Any) -> Any:  # TensorFlow allows no change of an argument
-            return step(dict(first), *others)
-
-        return tensorflow.function(copied, autograph=False)  # type: ignore[no-any-return]
-    return step
+    return partial(compile_pure(copied, donate=True), None)

@@ -87,9 +87,10 @@ def _by_hidden(slopes: Float[Array, "C V"], head: Float[Array, "V D"]) -> Float[
     rows = ops.reshape(head, (count, -1, head.shape[1]))
 
     def add(total: Array, part: tuple[Array, Array]) -> tuple[Array, None]:
-        return total + ops.matmul(*part), None
+        return total + ops.cast(ops.matmul(*part), "float32"), None  # bfloat16 would lose the small parts
 
-    return ops.scan(add, ops.zeros_like(ops.matmul(parts[:, 0], rows[0])), (ops.transpose(parts, (1, 0, 2)), rows))[0]
+    zeros = ops.zeros((slopes.shape[0], head.shape[1]))
+    return ops.cast(ops.scan(add, zeros, (ops.transpose(parts, (1, 0, 2)), rows))[0], head.dtype)
 
 
 def _by_table(

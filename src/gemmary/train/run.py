@@ -13,26 +13,19 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
-from gemmary.base.errors import GemmaryError
+from gemmary.base.errors import TrainingError
 from gemmary.train.optimizer import Schedule
 from gemmary.train.state import restore, save, saved
 from gemmary.train.trainer import Metrics, Trainer
 
 Batch = Mapping[str, NDArray[Any]]
 MOST_FAULTS = 10  # steps in a row that are not finite
-
-
-class TrainingError(GemmaryError):
-    """A training that cannot go on.
-
-    >>> issubclass(TrainingError, GemmaryError)
-    True
-    """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,33 +93,37 @@ def run(
     report(Progress(step=trainer.steps, steps=steps, metrics=None, seconds=0.0, tokens=0, held_back=None))
     with _until_interrupted() as is_interrupted:
         for step in range(trainer.steps, steps):
-            began, arrays, rate = time.perf_counter(), batch(step), schedule.rate(step)
+            arrays, rate, began = batch(step), schedule.rate(step), time.perf_counter()
             metrics = trainer.step(arrays, rate=rate)
-            seconds = time.perf_counter() - began
-            faults = 0 if metrics.is_finite else faults + 1
-            where = None if metrics.is_finite else trainer.first_fault(arrays)
-            ends = step + 1 == steps or is_interrupted() or faults == MOST_FAULTS
-            saves = ends or (step + 1) % save_every == 0
+            seconds, tokens = time.perf_counter() - began, int((arrays["segments"] > 0).sum())
+            fault = None if metrics.is_finite else trainer.first_fault(arrays)
+            faults = faults + 1 if fault else 0
+            is_last = step + 1 == steps
+            stops = is_interrupted() or faults == MOST_FAULTS  # asked once: what comes later waits for the next step
+            saves = is_last or stops or (step + 1) % save_every == 0
             loss = trainer.evaluate(held_back) if held_back and saves else None
-            tokens = int((arrays["segments"] > 0).sum())
-            log.write(step + 1, metrics, rate=rate, seconds=seconds, tokens=tokens, held_back=loss, fault=where)
+            log.write(step + 1, metrics, rate=rate, seconds=seconds, tokens=tokens, held_back=loss, fault=fault)
             if saves:
                 save(checkpoints, trainer.state, recipe=recipe, loss=loss, keep=keep)
             report(
                 Progress(step=step + 1, steps=steps, metrics=metrics, seconds=seconds, tokens=tokens, held_back=loss)
             )
             if faults == MOST_FAULTS:
-                raise TrainingError(
-                    f"expected finite numbers, got none in {MOST_FAULTS} steps, the last first in {where}: "
-                    "use a lower rate, or look at the data of these steps"
-                )
-            if is_interrupted():
-                return step + 1 == steps
+                raise _unsound(fault)
+            if stops:
+                return is_last
     return True
 
 
+def _unsound(fault: str | None) -> TrainingError:
+    return TrainingError(
+        f"expected finite numbers, got none in {MOST_FAULTS} steps, the last first in {fault}: "
+        "use a lower rate, or look at the data of these steps"
+    )
+
+
 class _Log:
-    """Metrics as JSON, a line a step; lines of steps that come again are taken back."""
+    """Metrics as JSON, a line a step, without what is not finite; lines of steps that come again are taken back."""
 
     def __init__(self, path: Path, steps: int) -> None:
         lines = path.read_text("utf-8").splitlines() if path.exists() else []
@@ -136,9 +133,9 @@ class _Log:
 
     def write(self, step: int, metrics: Metrics, **more: Any) -> None:
         values = {"step": step, "loss": metrics.loss, "norm": metrics.norm, "learned": metrics.learned, **more}
-        values = {name: value for name, value in values.items() if value is not None}
+        sound = {name: value for name, value in values.items() if isinstance(value, str) or isfinite(value or 0)}
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
+            file.write(json.dumps(sound) + "\n")
 
 
 @contextmanager

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LoRA steps of Gemma 3 270M beside PEFT and KerasHub: tokens a second and peak memory, each system in its process.
+
+    python benchmarks/tune.py --steps 3 [--only gemmary-jax peft-float32]
+
+Rank 16 on all linear layers, 4 rows of 512 random tokens, all of them learned, AdamW. Speed does not depend on the
+values, so peers run with random weights. A first step of each compiles and does not count; then the systems take turns,
+a step each a round. Gemmary holds its frozen weights in bfloat16 and computes in float32. The memory is the most that
+a process held, loading and compiling included. KerasHub adapts query and value projections alone, as its LoRA does.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from record import record
+from turns import ask, start
+
+from gemmary.generate.process import peak_bytes
+
+Step = Callable[[np.ndarray[Any, Any]], Any]
+SYSTEMS = ("gemmary-jax", "gemmary-torch", "peft-float32", "peft-bfloat16", "keras-hub-jax")
+OURS = ("gemmary-jax", "gemmary-torch")
+ROWS, LENGTH, RANK = 4, 512, 16
+
+
+def gemmary() -> Step:
+    from gemmary.formats.checkpoint import open_checkpoint
+    from gemmary.formats.locate import embedded_default
+    from gemmary.train.parameters import LoRA
+    from gemmary.train.trainer import Trainer
+
+    trainer = Trainer(open_checkpoint(embedded_default()), parameters=LoRA(rank=RANK))
+
+    def step(ids: np.ndarray[Any, Any]) -> Any:
+        at = np.arange(ids.size, dtype=np.int32)
+        batch = {
+            "ids": ids,
+            "segments": np.ones_like(ids),
+            "positions": np.broadcast_to(np.arange(LENGTH, dtype=np.int32), ids.shape).copy(),
+            "at": at,
+            "targets": ids.ravel()[(at + 1) % ids.size],
+            "weights": np.float32((at + 1) % LENGTH > 0),
+        }
+        return trainer.step(batch, rate=1e-4)
+
+    return step
+
+
+def peft(dtype: str) -> Step:
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    sizes = {"hidden_size": 640, "intermediate_size": 2048, "head_dim": 256, "vocab_size": 262_144}
+    heads = {"num_hidden_layers": 18, "num_attention_heads": 4, "num_key_value_heads": 1, "sliding_window": 512}
+    model = Gemma3ForCausalLM(Gemma3TextConfig(**sizes, **heads)).to(getattr(torch, dtype))
+    linear = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    model = get_peft_model(model, LoraConfig(r=RANK, lora_alpha=32, target_modules=linear))
+    optimizer = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], lr=1e-4)
+
+    def step(ids: np.ndarray[Any, Any]) -> Any:
+        tokens = torch.from_numpy(ids.astype(np.int64))
+        model(input_ids=tokens, labels=tokens).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def keras_hub() -> Step:
+    import keras
+    from decode import keras_hub_model
+
+    model = keras_hub_model()
+    model.backbone.enable_lora(RANK)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer=keras.optimizers.AdamW(1e-4), loss=loss, sampler="greedy")
+
+    def step(ids: np.ndarray[Any, Any]) -> Any:
+        inputs = {"token_ids": ids, "padding_mask": np.ones_like(ids)}
+        return model.train_on_batch(inputs, np.roll(ids, -1, axis=1))
+
+    return step
+
+
+def build(system: str) -> Step:
+    if system.startswith("peft"):
+        return peft(system.removeprefix("peft-"))
+    return gemmary() if system in OURS else keras_hub()
+
+
+def serve(system: str) -> None:
+    """Take a step to compile, then one for each line of standard input."""
+    step, random = build(system), np.random.default_rng(0)
+
+    def measure() -> dict[str, float]:
+        ids = random.integers(1000, 200_000, (ROWS, LENGTH), np.int32)
+        began = time.perf_counter()
+        step(ids)
+        return {"rate": ROWS * LENGTH / (time.perf_counter() - began), "peak": peak_bytes()}
+
+    measure()
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        print(json.dumps(measure()), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--only", nargs="+", choices=SYSTEMS, default=SYSTEMS)
+    parser.add_argument("--serve", choices=SYSTEMS)
+    options = parser.parse_args()
+    if options.serve:
+        serve(options.serve)
+        return
+    children = {system: start(__file__, system) for system in options.only}
+    found: dict[str, list[dict[str, float]]] = {system: [] for system in options.only}
+    for number in range(options.steps):
+        for system, child in children.items():
+            found[system].append(ask(child))
+            print(number, system, found[system][-1], flush=True)
+    for child in children.values():
+        child.terminate()
+    peers = [system for system in options.only if system not in OURS]
+    rows = [row(system, peers, found) for system in options.only]
+    columns = ("system", "tokens/s", "peak, GB", *(f"over {peer}" for peer in peers))
+    record("tune", columns, rows, command=" ".join(["python benchmarks/tune.py", *sys.argv[1:]]))
+
+
+def row(system: str, peers: list[str], found: dict[str, list[dict[str, float]]]) -> tuple[str, ...]:
+    """A line of the table: medians, and those of the rounds' ratios to each peer."""
+    rate = statistics.median(each["rate"] for each in found[system])
+    peak = max(each["peak"] for each in found[system])
+    ratios = [
+        f"{statistics.median(a['rate'] / b['rate'] for a, b in zip(found[system], found[peer], strict=True)):.2f}"
+        if system in OURS
+        else ""
+        for peer in peers
+    ]
+    return (system, f"{rate:.1f}", f"{peak / 1e9:.2f}", *ratios)
+
+
+if __name__ == "__main__":
+    main()
