@@ -12,7 +12,18 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "numbers.md"
-PACKAGES = ("numpy", "keras", "jax", "torch", "tensorflow", "transformers", "xllamacpp", "ctranslate2")
+PACKAGES = (
+    "numpy",
+    "keras",
+    "jax",
+    "torch",
+    "tensorflow",
+    "transformers",
+    "xllamacpp",
+    "ctranslate2",
+    "peft",
+    "keras-hub",
+)
 
 
 def record(section: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, command: str) -> None:
