@@ -5,6 +5,7 @@ In tests only, every function of gemmary.model checks its arguments and result a
 `Float[Array, "B T D"]`: a letter must mean one size in a call.
 """
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +23,9 @@ from gemmary.base.config import GemmaConfig
 if TYPE_CHECKING:
     from gemmary.formats.adapter import Adapter
     from gemmary.formats.content import Checkpoint
+
+if os.environ.get("KERAS_BACKEND") == "tensorflow" and find_spec("triton"):
+    import triton  # noqa: F401  # PyTorch's wheel with CUDA brings it; loaded after TensorFlow it ends the process
 
 install_import_hook("gemmary.model", "beartype.beartype")
 

@@ -28,15 +28,16 @@ def test_a_sanitizer_finds_nothing(name: str, sanitizer: str, tmp_path: Path) ->
     effort = "-O0" if name == "clang" else "-O1"  # clang takes a quarter of an hour for what it then unrolls
     common = f"-std=c11 -g {effort} -fopenmp-simd -DGEMMARY_X86 -DRANDOM_INPUTS=500 -fsanitize={sanitizer}".split()
     common.append("-fno-sanitize-recover=all")
+    programs = [each for each in PROGRAMS if sanitizer != "thread" or each != "fuzz_open"]  # which has one thread
     compiled: dict[str, str] = {}
-    for source in [*SOURCES.glob("*.c"), *(HERE / f"{program}.c" for program in PROGRAMS)]:
+    for source in [*SOURCES.glob("*.c"), *(HERE / f"{program}.c" for program in programs)]:
         if source.stem == "kernels_neon":
             continue
         compiled[source.stem] = str(tmp_path / f"{source.stem}.o")
         flags = [*common, *FLAGS.get(source.stem, "").split(), f"-I{SOURCES}"]
         subprocess.run([compiler, *flags, "-c", str(source), "-o", compiled[source.stem]], check=True)
     objects = [path for stem, path in compiled.items() if stem not in PROGRAMS]
-    for program in PROGRAMS:
+    for program in programs:
         binary = str(tmp_path / program)
         subprocess.run([compiler, *common, compiled[program], *objects, "-lm", "-lpthread", "-o", binary], check=True)
         done = subprocess.run([binary], capture_output=True, text=True)
