@@ -2,11 +2,12 @@
 """gemmary.tune: from a recipe to a tuned model.
 
 recipe ─► model ─► checkpoint ─► Trainer ─┐
-       └► data ─► examples ─► Batches ────┴─► run ─► adapter/ (PEFT) or model/ (safetensors), metrics, curve
+       └► data ─► examples ─► Batches ────┴─► run ─► adapter/ (PEFT) or model/ (safetensors), metrics, curves
 """
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -61,8 +62,10 @@ class Tuning:
         from gemmary.corpus.pack import Batches, split
         from gemmary.formats.checkpoint import open_checkpoint
         from gemmary.formats.locate import locate
+        from gemmary.train.curves import Board
 
         runtime("keras", backend)
+        self._board = Board(Path(recipe.output) / "tensorboard") if recipe.curves else None
         self.recipe, self._path = recipe, locate(recipe.model)
         tokenizer = load_tokenizer(str(self._path))
         self.loaded: list[Loaded] = [
@@ -83,7 +86,7 @@ class Tuning:
         self.trainer = self._trainer()
 
     def plan(self) -> Plan:
-        """Try a step, which changes nothing, and count; the step is compiled before it is timed.
+        """Try two steps, which change nothing, and count; the step is compiled before the second is timed.
 
         >>> callable(Tuning.plan)  # it needs a model and data: tests/train/test_run.py runs it
         True
@@ -109,21 +112,25 @@ class Tuning:
         >>> callable(Tuning.run)  # it needs a model and data: tests/train/test_run.py runs it
         True
         """
+        from gemmary.train.curves import draw
         from gemmary.train.run import run
 
-        recipe, folder = self.recipe, Path(self.recipe.output)
-        is_done = run(
-            self.trainer,
-            self.batches.batch,
-            steps=self.steps,
-            schedule=recipe.schedule(self.steps),
-            folder=folder,
-            recipe={**recipe.saved(), "tokens": self.batches.num_tokens},  # of other data under the same name
-            held_back=self.held_back,
-            save_every=recipe.save_every,
-            keep=recipe.keep,
-            report=report,
-        )
+        recipe, folder, board = self.recipe, Path(self.recipe.output), self._board
+        with board or nullcontext():
+            is_done = run(
+                self.trainer,
+                self.batches.batch,
+                steps=self.steps,
+                schedule=recipe.schedule(self.steps),
+                folder=folder,
+                recipe={**recipe.saved(), "tokens": self.batches.num_tokens},  # of other data under the same name
+                held_back=self.held_back,
+                save_every=recipe.save_every,
+                keep=recipe.keep,
+                report=report if board is None else board.before(report),
+            )
+        if board:
+            draw(folder / "metrics.jsonl", folder / "curve.png")
         return self._write(folder) if is_done else None
 
     def _trainer(self) -> "Trainer":

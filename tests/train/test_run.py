@@ -16,8 +16,11 @@ import pytest
 
 from gemmary.base.errors import FileError, InputError
 from gemmary.formats.peft_folder import read_adapter
+from gemmary.train.curves import Board
 from gemmary.train.recipes import read_recipe, recipe_of
+from gemmary.train.run import Progress
 from gemmary.train.state import restore, save, saved
+from gemmary.train.trainer import Metrics
 
 LEAST = {"data": "a.jsonl", "output": "out"}
 once = pytest.mark.skipif(keras.backend.backend() != "jax", reason="does not depend on the backend: run on JAX alone")
@@ -67,6 +70,24 @@ def test_the_newest_checkpoints_and_the_best_are_kept(tmp_path: Path) -> None:
         restore(saved(tmp_path)[-1], recipe={"rank": 8})
     save(tmp_path, {"step": np.array(5, np.int32)}, recipe={}, loss=None, keep=2)
     assert not list(tmp_path.glob(".step-*"))
+
+
+@once
+def test_tensorboard_reads_what_was_reported_and_steps_that_come_again_once(tmp_path: Path) -> None:
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    losses = {}
+    for steps in ((0, 1, 2, 3), (2, 3, 4)):  # killed after 3, saved after 2
+        with Board(tmp_path) as board:
+            report = board.before(lambda progress: losses.update({progress.step: progress.metrics}))
+            for step in steps:
+                known = step == steps[0]
+                metrics = None if known else Metrics(loss=3.0 - step + len(steps), norm=0.5, learned=9, is_finite=True)
+                report(Progress(step=step, steps=4, metrics=metrics, seconds=2.0, tokens=64, held_back=None))
+        time.sleep(1.1)  # a file's name has seconds
+    found = event_accumulator.EventAccumulator(str(tmp_path)).Reload()
+    assert [(each.step, each.value) for each in found.Scalars("loss")] == [(1, 6), (2, 5), (3, 3), (4, 2)]
+    assert {each.value for each in found.Scalars("tokens_per_second")} == {32}
+    assert losses[4].loss == 2 and "held_back" not in found.Tags()["scalars"]
 
 
 STEPS = 120

@@ -14,6 +14,8 @@ from gemmary.formats.adapter import resolve_targets
 from gemmary.train.optimizer import Adafactor, AdamW, Optimizer, Schedule
 from gemmary.train.parameters import Full, LoRA, Parameters
 
+_WRITTEN = ("output", "save_every", "keep", "curves")  # keys that change nothing of what is learned
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -54,6 +56,7 @@ class Recipe:
     # what is written
     save_every: int = 100  # steps
     keep: int = 2  # checkpoints, beside the best
+    curves: bool = False  # events for TensorBoard and the loss as a PNG (the extra `curves`)
 
     def __post_init__(self) -> None:
         for name in ("rank", "batch_size", "accumulate", "save_every", "keep"):
@@ -104,7 +107,7 @@ class Recipe:
         >>> "keep" in Recipe(data=("a",), output="b").saved()
         False
         """
-        return {key: value for key, value in asdict(self).items() if key not in ("output", "save_every", "keep")}
+        return {key: value for key, value in asdict(self).items() if key not in _WRITTEN}
 
 
 def read_recipe(path: Path, words: Sequence[str] = ()) -> Recipe:

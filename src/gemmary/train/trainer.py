@@ -83,8 +83,7 @@ class Trainer:
         self._parameters, self._objective = parameters or LoRA(), objective
         self._optimizer = optimizer or AdamW()
         learned, self._frozen = self._parameters.load(checkpoint, base_dtype, seed)
-        moments = {path: self._optimizer.moments(each) for path, each in learned.items()}
-        self._state: State = {"step": ops.zeros((), "int32"), "learned": learned, "moments": moments}
+        self._state = self._first_state(learned)
         self._step, self._judge = compiled(self._step_pass), compiled(self._judge_pass)
 
     @property
@@ -131,7 +130,9 @@ class Trainer:
         return Metrics(loss=float(loss), norm=float(norm), learned=float(learned), is_finite=bool(is_finite))
 
     def try_step(self, batch: NumpyBatch) -> None:
-        """Take a step on a copy of the state and forget it: what a step needs is known then.
+        """Take a step at rate 0 and forget its moments: what a step needs is known then, and no memory is taken twice.
+
+        Raises InputError after the first step, when there are moments to lose.
 
         >>> from gemmary.train.objective import example_batch
         >>> from gemmary.train.parameters import example_checkpoint
@@ -140,9 +141,15 @@ class Trainer:
         >>> trainer.steps
         0
         """
-        copied = keras.tree.map_structure(ops.copy, self._state)
-        _, (loss, *_) = self._step(copied, self._frozen, _arrays(batch), np.float32(0))
-        float(loss)  # waits for it
+        if self.steps:
+            raise InputError(f"expected a trainer before its first step, got one after {self.steps}: try a step first")
+        self.step(batch, rate=0.0)  # what is learned stays as it is
+        learned, self._state["moments"] = self._state["learned"], {}
+        self._state = self._first_state(learned)
+
+    def _first_state(self, learned: dict[str, Array]) -> State:
+        moments = {path: self._optimizer.moments(each) for path, each in learned.items()}
+        return {"step": ops.zeros((), "int32"), "learned": learned, "moments": moments}
 
     def evaluate(self, batches: Sequence[NumpyBatch]) -> float:
         """The mean loss over batches, in nats a learned token.
