@@ -37,19 +37,20 @@ def gemmary() -> Step:
 
     trainer = Trainer(open_checkpoint(embedded_default()), parameters=LoRA(rank=RANK))
 
-    def step(ids: np.ndarray[Any, Any]) -> Any:
-        at = np.arange(ids.size, dtype=np.int32)
-        batch = {
-            "ids": ids,
-            "segments": np.ones_like(ids),
-            "positions": np.broadcast_to(np.arange(LENGTH, dtype=np.int32), ids.shape).copy(),
-            "at": at,
-            "targets": ids.ravel()[(at + 1) % ids.size],
-            "weights": np.float32((at + 1) % LENGTH > 0),
-        }
-        return trainer.step(batch, rate=1e-4)
+    return lambda ids: trainer.step(all_learned(ids), rate=1e-4)
 
-    return step
+
+def all_learned(ids: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, Any]]:
+    """A batch of whole rows, each of whose tokens is learned but its first."""
+    at, length = np.arange(ids.size, dtype=np.int32), ids.shape[1]
+    return {
+        "ids": ids,
+        "segments": np.ones_like(ids),
+        "positions": np.broadcast_to(np.arange(length, dtype=np.int32), ids.shape).copy(),
+        "at": at,
+        "targets": ids.ravel()[(at + 1) % ids.size],
+        "weights": np.float32((at + 1) % length > 0),
+    }
 
 
 def peft(dtype: str) -> Step:
