@@ -37,6 +37,9 @@ def test_one_wheel_serves_every_python_of_a_platform(wheel: Path) -> None:
     assert platform not in ("any", "")
     names = zipfile.ZipFile(wheel).namelist()
     assert sum(name.startswith("gemmary/native/lib/libgemmary.") for name in names) == 1
+    assert {"adapter_config.json", "adapter_model.safetensors", "NOTICE"} <= {
+        name.removeprefix("gemmary/adapters/chat/") for name in names
+    }
     assert not [name for name in names if name.endswith((".c", ".h", ".so.1")) or name.startswith("tests")]
 
 

@@ -65,8 +65,9 @@ def load(
     `draft` is how the next tokens are guessed, which makes replies faster and never changes them: "lookup" in what was
     said before, "none", or a smaller model of the same vocabulary, named as this one. The Keras engine judges none.
 
-    `adapter` is the folder or the hub's address of a LoRA or DoRA adapter of this model, ours or PEFT's. It is merged
-    while the model is loaded: the matrices that it adapts are read as float32, all others as without it.
+    `adapter` is the folder or the hub's address of a LoRA or DoRA adapter of this model, ours or PEFT's, or "chat",
+    which teaches the embedded default to converse. It is merged while the model is loaded: the matrices that it adapts
+    are read as float32, all others as without it.
 
     Raises UnknownModelError, FileError and CheckpointError for a model that cannot be found or read, MissingExtraError
     for an engine or backend that is not installed, InputError for settings that cannot be used.
@@ -77,7 +78,7 @@ def load(
     """
     from gemmary.formats.adapter import merged
     from gemmary.formats.checkpoint import open_checkpoint
-    from gemmary.formats.locate import locate
+    from gemmary.formats.locate import locate, locate_adapter
     from gemmary.formats.peft_folder import read_adapter
     from gemmary.generate.batched import BatchedGenerator
     from gemmary.text.tokenizer import Tokenizer
@@ -89,7 +90,7 @@ def load(
     chosen, path = runtime(engine, backend), locate(name)
     checkpoint = open_checkpoint(path)
     if adapter is not None:
-        checkpoint = merged(checkpoint, read_adapter(locate(adapter)))
+        checkpoint = merged(checkpoint, read_adapter(locate_adapter(adapter)))
     tokenizer = Tokenizer(_present(checkpoint.vocabulary, path))
     length = _length(checkpoint.config.max_length, max_length)
     slots = num_slots or _affordable_slots(checkpoint.config, length)

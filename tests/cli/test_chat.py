@@ -71,12 +71,32 @@ def test_an_unknown_command_is_not_sent_to_the_model(say: Callable) -> None:
     )
 
 
-def test_a_pretrained_model_is_said_to_be_one(command: Command, scripted: Callable) -> None:
-    scripted({})
-    sys.stdin = io.TextIOWrapper(io.BytesIO(b""))
-    status, out, err = command("chat")
-    assert (status, out) == (0, "")
-    assert err.startswith("hint: gemma-3-270m has no -it in its name") and err.count("\n") == 1
+def test_the_model_and_its_adapter_are_said(
+    command: Command, scripted: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ScriptedGenerator({"one": "uno"})
+    scripted(asked)
+    for arguments, expected in (
+        ([], "gemma-3-270m with the chat adapter of this package: small, often wrong; --model names another\n"),
+        (["--model", "gemma-3-270m"], "hint: gemma-3-270m has no -it in its name; a model that was pretrained"),
+    ):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"one\n")))
+        status, out, err = command("chat", *arguments)
+        assert (status, out) == (0, "uno\n")
+        assert err.startswith(expected) and err.count("\n") == 1
+    ours, published = (request.sampling for request in asked.requests)
+    assert ours == Sampling(temperature=0.3, top_k=64, top_p=0.95, repetition_penalty=1.1)
+    assert published == Sampling(temperature=1.0, top_k=64, top_p=0.95)
+
+
+@pytest.mark.slow
+def test_the_package_s_own_chat_answers_and_ends(
+    command: Command, default_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"What is the capital of Italy?\n")))
+    status, out, err = command("chat", "--temperature", "0")
+    assert (status, out) == (0, "The capital of Italy is Rome.\n")
+    assert err.count("\n") == 1, "nothing about a reply that was cut"
 
 
 def test_a_reply_cut_by_its_limit_and_one_cut_by_the_context_say_so(say: Callable) -> None:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from gemmary.text.chat import Message
 
 Parts = Generator[str, None, None]
+# temperature and repetition penalty: of the generation_config.json published with the gemma-3 -it models, whose top-k
+# and top-p are the options' defaults, and of this package's adapter, which wanders at 1 and repeats itself at 0
+PUBLISHED, OURS = (1.0, 1.0), (0.3, 1.1)
 HELP = "/clear begins anew, /exit or Ctrl-D ends, Ctrl-C stops a reply"
 
 
@@ -33,12 +36,19 @@ def chat(
         str | None, typer.Option(metavar="TEXT", help="What the model is told before the first message.")
     ] = None,
     max_tokens: options.MaxTokens = 1024,
-    # as in the generation_config.json published with the gemma-3 -it models
-    temperature: options.Temperature = 1.0,
+    temperature: Annotated[
+        float | None,
+        typer.Option(metavar="T", help="How freely tokens are drawn; 0 is greedy. By default 1, without a model 0.3."),
+    ] = None,
     top_k: options.TopK = 64,
     top_p: options.TopP = 0.95,
     min_p: options.MinP = 0.0,
-    repetition_penalty: options.RepetitionPenalty = 1.0,
+    repetition_penalty: Annotated[
+        float | None,
+        typer.Option(
+            metavar="R", help="Make tokens rarer that were there; 1 is none. By default 1, without a model 1.1."
+        ),
+    ] = None,
     seed: options.Seed = 0,
     engine: options.Engine = "auto",
     backend: options.KerasBackend = None,
@@ -46,7 +56,7 @@ def chat(
     max_length: options.MaxLength = None,
     draft: options.Draft = "lookup",
 ) -> None:
-    """Talk with a model, turn by turn.
+    """Talk with a model, turn by turn; without a name with the embedded default and its chat adapter.
 
     Ctrl-C stops a reply, /clear begins anew, /exit or Ctrl-D ends. Without a terminal every line of stdin is a message.
 
@@ -55,10 +65,17 @@ def chat(
     gemmary.base.errors.UnknownModelError: expected a path or the name of a model, got 'gemma-2-2c-it': did you ...
     """
     from gemmary.api import load
-    from gemmary.formats.locate import DEFAULT
+    from gemmary.formats.locate import CHAT_ADAPTER, DEFAULT
 
-    sampling = options.sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+    is_ours = model is None and adapter is None
+    usual_temperature, usual_penalty = OURS if is_ours else PUBLISHED
+    temperature = usual_temperature if temperature is None else temperature
+    penalty = usual_penalty if repetition_penalty is None else repetition_penalty
+    sampling = options.sampling(temperature, top_k, top_p, min_p, penalty, seed)
     told = None if system is None else options.checked(system)
+    if is_ours:
+        adapter = CHAT_ADAPTER
+        options.note(f"{DEFAULT} with the chat adapter of this package: small, often wrong; --model names another")
     generator = load(
         model,
         adapter=adapter,

@@ -43,10 +43,10 @@ def convert(
     Traceback (most recent call last):
     gemmary.base.errors.UnknownModelError: expected a path or the name of a model, got 'gemma-2-2c': did you mean ...
     """
-    from gemmary.formats.locate import locate
+    from gemmary.formats.locate import locate, locate_adapter
 
     require_new(target)  # before a model is fetched
-    folder = None if adapter is None else locate(adapter)
+    folder = None if adapter is None else locate_adapter(adapter)
     format = format or _BY_SUFFIX.get(target.suffix, "safetensors")
     write_new(locate(source), target, format=format, dtype=dtype, adapter=folder)
 

@@ -41,7 +41,7 @@ Draft = Annotated[
 ]
 Adapter = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="A LoRA or DoRA adapter of the model: a folder of ours or PEFT's, or hf://..."),
+    typer.Option(metavar="NAME", help="A LoRA or DoRA adapter: a folder of ours or PEFT's, hf://..., or chat."),
 ]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", "-n", metavar="N", help="The most tokens of a reply.")]
 Temperature = Annotated[float, typer.Option(metavar="T", help="How freely tokens are drawn; 0 is greedy.")]

@@ -6,6 +6,8 @@ gemma-3-270m, nothing          the embedded default, from the extra `demo`; no n
 gemma-2b-it                    huggingface.co/google/gemma-2b-it
 hf://owner/name[/file]         huggingface.co/owner/name; of its files only those that are read
 kaggle://owner/model/framework/variation
+
+An adapter is named likewise, and "chat" is the one that the package brings for the embedded default.
 """
 
 import difflib
@@ -20,6 +22,7 @@ from gemmary.formats.hub import from_hugging_face, from_kaggle
 from gemmary.formats.storage import written_whole
 
 DEFAULT = "gemma-3-270m"
+CHAT_ADAPTER = "chat"
 DEFAULT_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 
 
@@ -43,6 +46,19 @@ def locate(name: str | None = None) -> Path:
     if name in PRESETS:
         return from_hugging_face(f"google/{name}")
     raise _unknown(name)
+
+
+def locate_adapter(name: str) -> Path:
+    """The folder of an adapter: "chat", which the package brings for the embedded default, or as `locate` finds it.
+
+    recipes/chat makes that one; the README.md beside it says from what, and how well it does.
+
+    >>> sorted(path.name for path in locate_adapter("chat").glob("adapter*"))
+    ['adapter_config.json', 'adapter_model.safetensors']
+    """
+    if name == CHAT_ADAPTER and not _exists(name):
+        return Path(__file__).parents[1] / "adapters" / "chat"
+    return locate(name)
 
 
 _DOWNLOADS: Mapping[str, Callable[[str], Path]] = {"hf://": from_hugging_face, "kaggle://": from_kaggle}
