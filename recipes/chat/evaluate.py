@@ -23,7 +23,7 @@ from gemmary.text.chat import Message, prompt_ids
 
 Row = dict[str, Any]
 BLOCK = 40  # prompts between two lines of progress
-SAMPLING = Sampling(temperature=0.3, top_k=64, top_p=0.95, repetition_penalty=1.1)  # what `gemmary chat` uses with it
+SAMPLING = Sampling(temperature=0.3, top_k=64, top_p=0.95, repetition_penalty=1.15)  # what `gemmary chat` uses with it
 
 
 @dataclass(frozen=True)
