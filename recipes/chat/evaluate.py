@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The chat adapter beside the model it was learnt on: do replies end, IFEval (strict), GSM8K; all else the same.
 
-    python recipes/chat/evaluate.py OUTPUT --adapter FOLDER --held-back FILE --ifeval FILE --gsm8k FILE [--first N]
+    python recipes/chat/evaluate.py OUTPUT --adapter FOLDER --held-back FILE --ifeval FILE --gsm8k FILE [--every N]
 
 Needs `pip install if-verifiable pysbd`: IFEval's own checkers as a package, and a splitter of sentences that needs no
 download, in the place of NLTK's Punkt. Replies go to OUTPUT as JSON lines, where those that are there are not asked
@@ -23,7 +23,7 @@ from gemmary.text.chat import Message, prompt_ids
 
 Row = dict[str, Any]
 BLOCK = 40  # prompts between two lines of progress
-SAMPLING = Sampling(temperature=0.3, top_k=64, top_p=0.95, repetition_penalty=1.15)  # what `gemmary chat` uses with it
+SAMPLING = Sampling(temperature=0.7, top_k=64, top_p=0.95, repetition_penalty=1.1)  # what `gemmary chat` uses with it
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,10 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     for name in ("adapter", "held-back", "ifeval", "gsm8k"):
         parser.add_argument(f"--{name}", type=Path, required=True)
-    parser.add_argument("--first", type=int, default=200, help="how many of GSM8K's problems (default: 200)")
+    parser.add_argument("--every", type=int, default=1, help="ask only one in so many of IFEval and GSM8K")
     arguments = parser.parse_args()
-    asked, ruled = rows_of(arguments.held_back), rows_of(arguments.ifeval)
-    problems = [{"prompt": row["question"], **row} for row in rows_of(arguments.gsm8k)[: arguments.first]]
+    asked, ruled = rows_of(arguments.held_back), rows_of(arguments.ifeval)[:: arguments.every]
+    problems = [{"prompt": row["question"], **row} for row in rows_of(arguments.gsm8k)[:: arguments.every]]
     tasks = (
         Task("ends its turn", asked, 384, ends),
         Task("GSM8K", problems, 256, is_right),
@@ -70,7 +70,7 @@ def said(adapter: str | None, task: Task, path: Path) -> list[Row]:
     replies = rows_of(path) if path.exists() else []
     if len(replies) == len(task.rows):
         return replies
-    generator = gemmary.load(adapter=adapter, engine="native", max_length=2048, num_slots=8)
+    generator = gemmary.load(adapter=adapter, engine="native", max_length=2048, num_slots=16)
     while len(replies) < len(task.rows):
         rows = task.rows[len(replies) : len(replies) + BLOCK]
         ids = [prompt_ids(generator.tokenizer, [Message("user", row["prompt"])]) for row in rows]

@@ -85,7 +85,7 @@ def test_the_model_and_its_adapter_are_said(
         assert (status, out) == (0, "uno\n")
         assert err.startswith(expected) and err.count("\n") == 1
     ours, published = (request.sampling for request in asked.requests)
-    assert ours == Sampling(temperature=0.3, top_k=64, top_p=0.95, repetition_penalty=1.15)
+    assert ours == Sampling(temperature=0.7, top_k=64, top_p=0.95, repetition_penalty=1.1)
     assert published == Sampling(temperature=1.0, top_k=64, top_p=0.95)
 
 

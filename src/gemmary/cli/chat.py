@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 Parts = Generator[str, None, None]
 # temperature and repetition penalty: of the generation_config.json published with the gemma-3 -it models, whose top-k
-# and top-p are the options' defaults, and of this package's adapter, which wanders at 1 and repeats itself at 0
-PUBLISHED, OURS = (1.0, 1.0), (0.3, 1.15)
+# and top-p are the options' defaults, and of this package's adapter, whose replies end more often so
+PUBLISHED, OURS = (1.0, 1.0), (0.7, 1.1)
 HELP = "/clear begins anew, /exit or Ctrl-D ends, Ctrl-C stops a reply"
 
 
@@ -38,7 +38,7 @@ def chat(
     max_tokens: options.MaxTokens = 1024,
     temperature: Annotated[
         float | None,
-        typer.Option(metavar="T", help="How freely tokens are drawn; 0 is greedy. By default 1, without a model 0.3."),
+        typer.Option(metavar="T", help="How freely tokens are drawn; 0 is greedy. By default 1, without a model 0.7."),
     ] = None,
     top_k: options.TopK = 64,
     top_p: options.TopP = 0.95,
@@ -46,7 +46,7 @@ def chat(
     repetition_penalty: Annotated[
         float | None,
         typer.Option(
-            metavar="R", help="Make tokens rarer that were there; 1 is none. By default 1, without a model 1.15."
+            metavar="R", help="Make tokens rarer that were there; 1 is none. By default 1, without a model 1.1."
         ),
     ] = None,
     seed: options.Seed = 0,
