@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The chat adapter beside the model it was learnt on: do replies end, IFEval (strict), GSM8K; all else the same.
 
-    python recipes/chat/evaluate.py OUTPUT --adapter FOLDER --held-back FILE --ifeval FILE --gsm8k FILE [--every N]
+    python recipes/chat/evaluate.py OUTPUT --adapter FOLDER --held-back FILE --ifeval FILE --gsm8k FILE [--every I G]
 
 Needs `pip install if-verifiable pysbd`: IFEval's own checkers as a package, and a splitter of sentences that needs no
 download, in the place of NLTK's Punkt. Replies go to OUTPUT as JSON lines, where those that are there are not asked
@@ -22,6 +22,7 @@ from gemmary.generate.request import Request, Sampling
 from gemmary.text.chat import Message, prompt_ids
 
 Row = dict[str, Any]
+EVERY = "ask only one in so many of IFEval and of GSM8K"
 BLOCK = 40  # prompts between two lines of progress
 SAMPLING = Sampling(temperature=0.7, top_k=64, top_p=0.95, repetition_penalty=1.1)  # what `gemmary chat` uses with it
 
@@ -41,10 +42,10 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     for name in ("adapter", "held-back", "ifeval", "gsm8k"):
         parser.add_argument(f"--{name}", type=Path, required=True)
-    parser.add_argument("--every", type=int, default=1, help="ask only one in so many of IFEval and GSM8K")
+    parser.add_argument("--every", type=int, nargs=2, default=(1, 1), metavar=("I", "G"), help=EVERY)
     arguments = parser.parse_args()
-    asked, ruled = rows_of(arguments.held_back), rows_of(arguments.ifeval)[:: arguments.every]
-    problems = [{"prompt": row["question"], **row} for row in rows_of(arguments.gsm8k)[:: arguments.every]]
+    asked, ruled = rows_of(arguments.held_back), rows_of(arguments.ifeval)[:: arguments.every[0]]
+    problems = [{"prompt": row["question"], **row} for row in rows_of(arguments.gsm8k)[:: arguments.every[1]]]
     tasks = (
         Task("ends its turn", asked, 384, ends),
         Task("GSM8K", problems, 256, is_right),
