@@ -26,6 +26,14 @@ Parts = Generator[str, None, None]
 # temperature and repetition penalty: of the generation_config.json published with the gemma-3 -it models, whose top-k
 # and top-p are the options' defaults, and of this package's adapter, whose replies end more often so
 PUBLISHED, OURS = (1.0, 1.0), (0.7, 1.1)
+Temperature = Annotated[
+    float | None,
+    typer.Option(metavar="T", help="How freely tokens are drawn; 0 is greedy. By default 1, without a model 0.7."),
+]
+RepetitionPenalty = Annotated[
+    float | None,
+    typer.Option(metavar="R", help="Make tokens rarer that were there; 1 is none. By default 1, without a model 1.1."),
+]
 HELP = "/clear begins anew, /exit or Ctrl-D ends, Ctrl-C stops a reply"
 
 
@@ -36,19 +44,11 @@ def chat(
         str | None, typer.Option(metavar="TEXT", help="What the model is told before the first message.")
     ] = None,
     max_tokens: options.MaxTokens = 1024,
-    temperature: Annotated[
-        float | None,
-        typer.Option(metavar="T", help="How freely tokens are drawn; 0 is greedy. By default 1, without a model 0.7."),
-    ] = None,
+    temperature: Temperature = None,
     top_k: options.TopK = 64,
     top_p: options.TopP = 0.95,
     min_p: options.MinP = 0.0,
-    repetition_penalty: Annotated[
-        float | None,
-        typer.Option(
-            metavar="R", help="Make tokens rarer that were there; 1 is none. By default 1, without a model 1.1."
-        ),
-    ] = None,
+    repetition_penalty: RepetitionPenalty = None,
     seed: options.Seed = 0,
     engine: options.Engine = "auto",
     backend: options.KerasBackend = None,
