@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import gemmary
+from gemmary.cli.chat import OURS
 from gemmary.generate.request import Request, Sampling
 from gemmary.text.chat import Message, prompt_ids
 
 Row = dict[str, Any]
 EVERY = "ask only one in so many of IFEval and of GSM8K"
 BLOCK = 40  # prompts between two lines of progress
-SAMPLING = Sampling(temperature=0.7, top_k=64, top_p=0.95, repetition_penalty=1.1)  # what `gemmary chat` uses with it
+SAMPLING = Sampling(temperature=OURS[0], top_k=64, top_p=0.95, repetition_penalty=OURS[1])  # as `gemmary chat` draws
 
 
 @dataclass(frozen=True)
