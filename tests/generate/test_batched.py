@@ -277,6 +277,49 @@ def test_a_single_token_has_an_empty_score_and_none_is_refused(make: Callable[..
         make().score([[2] * 66])
 
 
+def shared_sequences(draw: random.Random) -> tuple[list[list[int]], list[int]]:
+    """Questions with answers, shuffled: three beginnings, each with three contexts, each with four continuations."""
+    found = []
+    for beginning in ([2, *draw.choices(range(6, 262), k=20)] for _ in range(3)):
+        for question in (draw.choices(range(6, 262), k=draw.randint(0, 12)) for _ in range(3)):
+            context = [*beginning, *question]
+            found += [([*context, *draw.choices(range(6, 262), k=draw.randint(1, 8))], len(context)) for _ in range(4)]
+    draw.shuffle(found)
+    return [ids for ids, _ in found], [count for _, count in found]
+
+
+@pytest.mark.parametrize("sizes", [{}, {"num_slots": 1}, {"chunk_length": 5}, {"rollback": 3}], ids=str)
+def test_scores_after_a_context_equal_those_of_the_whole(
+    make: Callable[..., BatchedGenerator], sizes: dict[str, int]
+) -> None:
+    generator, (sequences, contexts) = make(**sizes), shared_sequences(random.Random(11))
+    for _ in range(2):  # the second time slots hold what the first left
+        for ids, count, score in zip(sequences, contexts, generator.score(sequences, contexts), strict=True):
+            np.testing.assert_allclose(score.log_probs, exact_scores(generator, ids)[count - 1 :], atol=1e-6)
+            assert len(score.is_greedy) == len(ids) - count
+
+
+def test_what_contexts_have_in_common_runs_once(make: Callable[..., BatchedGenerator]) -> None:
+    generator, context = make(num_slots=2), [2, *range(10, 50)]
+    generator.score([[*context, 70 + number] for number in range(8)], [len(context)] * 8)
+    calls = engine_of(generator).calls
+    assert sum(len(chunk.ids) for call in calls for chunk in call) == len(context) - 1 + 8
+    fresh = make(num_slots=2)
+    fresh.score([[*context, 70 + number] for number in range(8)])
+    assert sum(len(chunk.ids) for call in engine_of(fresh).calls for chunk in call) == 8 * len(context)
+
+
+def test_a_context_may_be_all_and_no_more(make: Callable[..., BatchedGenerator]) -> None:
+    generator = make()
+    assert [len(score.log_probs) for score in generator.score([[2, 70, 71], [2, 70]], [3, 1])] == [0, 1]
+    assert engine_of(generator).calls == [[Chunk(slot=0, start=0, ids=(2,), num_logits=0)]]
+    for wrong in (0, 4):
+        with pytest.raises(
+            InputError, match=f"expected a context of 1 to 3 tokens, all of the sequence's, got {wrong}"
+        ):
+            generator.score([[2, 70, 71]], [wrong])
+
+
 def test_scoring_and_replies_run_beside_each_other(make: Callable[..., BatchedGenerator]) -> None:
     generator, sequences = make(), [[2, *range(10, 60)]] * 6
     request = Request("ab", max_tokens=40, ignore_stop_ids=True)

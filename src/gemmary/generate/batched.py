@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import accumulate, zip_longest
+from itertools import accumulate, takewhile, zip_longest
 from operator import eq
 
 import numpy as np
@@ -86,6 +86,11 @@ class BatchedGenerator:
         """The model's tokenizer."""
         return self._tokenizer
 
+    @property
+    def max_length(self) -> int:
+        """The most tokens of a prompt and its reply together."""
+        return self._engine.max_length
+
     def stream(self, request: Request) -> Iterator[Token]:
         """One reply, token by token; the request is checked at once and begins with the first token asked for."""
         return self._stream(self._reply(request))
@@ -97,12 +102,27 @@ class BatchedGenerator:
             self._run_until(lambda: all(reply.is_done for reply in replies))
         return [reply.completion() for reply in replies]
 
-    def score(self, sequences: Sequence[Sequence[int]]) -> list[Score]:
-        """How probable each sequence's tokens are; sequences of like length run together, the longest first."""
-        jobs = [self._judgement(sequence) for sequence in sequences]
-        longest_first = sorted((job for job in jobs if job.row.tokens), key=lambda job: -len(job.row.tokens))
-        with self._submitted(longest_first):
-            self._run_until(lambda: all(job.is_done for job in longest_first))
+    def score(self, sequences: Sequence[Sequence[int]], contexts: Sequence[int] | None = None) -> list[Score]:
+        """How probable each sequence's tokens are, after the first `contexts` of them, of which 1 is given unless told.
+
+        A slot judges sequences with a common context one after the other, and keeps what they have in common. Others
+        run beside each other, those of like length together, the longest first.
+        """
+        given = [1] * len(sequences) if contexts is None else contexts
+        jobs = [self._judgement(ids, count) for ids, count in zip(sequences, given, strict=True)]
+        todo = [job for job in jobs if not job.is_done]
+        found = [deque(todo[at] for at in chain) for chain in chains([job.given for job in todo])]
+        waiting = deque(sorted(found, key=lambda chain: -len(chain[0].row.tokens)))
+        lanes: list[deque[_Judgement]] = []
+        with self._submitted([]) as submit:
+            while waiting or lanes:
+                for lane in [lane for lane in lanes if lane[0].is_done]:
+                    lane.popleft()
+                    submit(lane[0]) if lane else lanes.remove(lane)
+                while waiting and len(lanes) < self._engine.num_slots:
+                    lanes.append(waiting.popleft())
+                    submit(lanes[-1][0])
+                self._run_until(lambda: not lanes or any(lane[0].is_done for lane in lanes))
         return [job.score() for job in jobs]
 
     def _reply(self, request: Request) -> "_Reply":
@@ -113,12 +133,14 @@ class BatchedGenerator:
         row = Row(tokens=ids, max_tokens=request.max_tokens, stop_ids=stop_ids)
         return _Reply(row, request, self._tokenizer)
 
-    def _judgement(self, sequence: Sequence[int]) -> "_Judgement":
+    def _judgement(self, sequence: Sequence[int], num_given: int) -> "_Judgement":
         ids = self._checked(sequence)
         if not ids:
             raise InputError("expected sequences of at least one token, got an empty one: start with the BOS id")
+        if not 1 <= num_given <= len(ids):
+            raise InputError(f"expected a context of 1 to {len(ids)} tokens, all of the sequence's, got {num_given}")
         self._scheduler.check_length(len(ids) - 1, max_tokens=0)
-        return _Judgement(Row(tokens=ids[:-1], max_tokens=0), ids[1:])
+        return _Judgement(Row(tokens=ids[:-1], max_tokens=0, num_given=num_given - 1), ids[1:])
 
     def _checked(self, ids: Sequence[int]) -> list[int]:
         size = self.config.vocab_size
@@ -139,17 +161,23 @@ class BatchedGenerator:
                     return
 
     @contextmanager
-    def _submitted(self, jobs: Sequence["_Reply | _Judgement"]) -> Iterator[None]:
-        """Put jobs in the queue; however the block ends, none of them keeps a slot."""
-        try:
+    def _submitted(self, jobs: Sequence["_Reply | _Judgement"]) -> Iterator[Callable[["_Reply | _Judgement"], None]]:
+        """Put jobs in the queue, and more as they are given; however the block ends, none of them keeps a slot."""
+        submitted: list[_Reply | _Judgement] = []
+
+        def submit(job: "_Reply | _Judgement") -> None:
             with self._changed:
-                for job in jobs:
-                    self._jobs[job.row] = job
-                    self._scheduler.submit(job.row)
-            yield
+                submitted.append(job)
+                self._jobs[job.row] = job
+                self._scheduler.submit(job.row)
+
+        try:
+            for job in jobs:
+                submit(job)
+            yield submit
         finally:
             with self._changed:
-                for job in jobs:
+                for job in submitted:
                     if self._jobs.pop(job.row, None) is not None:
                         self._scheduler.finish(job.row, "cancelled")
 
@@ -215,13 +243,17 @@ class BatchedGenerator:
             self._scheduler.finish(part.row, "stop")
 
     def _step_judged(self, work: list[tuple[Part, "_Judgement"]]) -> None:
-        chunks = [part.chunk for part, _ in work]
-        targets = [job.targets[chunk.start : chunk.end] for (_, job), chunk in zip(work, chunks, strict=True)]
-        scores = self._engine.score(chunks, targets)
+        given = [part for part, _ in work if part.chunk.start < part.row.num_given]
+        judged = [(part, job) for part, job in work if part.chunk.start >= part.row.num_given]
+        if given:
+            self._engine.logits([part.chunk for part in given])
+        targets = [job.targets[part.chunk.start : part.chunk.end] for part, job in judged]
+        scores = self._engine.score([part.chunk for part, _ in judged], targets) if judged else []
         with self._changed:
-            for (part, job), score in zip(work, scores, strict=True):
-                self._scheduler.advance(part, None)
+            for (_, job), score in zip(judged, scores, strict=True):
                 job.parts.append(score)
+            for part, _ in work:
+                self._scheduler.advance(part, None)
 
 
 class _Reply:
@@ -296,8 +328,12 @@ class _Judgement:
         self.parts: list[Score] = []
 
     @property
+    def given(self) -> list[int]:
+        return self.row.tokens[: self.row.num_given]
+
+    @property
     def is_done(self) -> bool:
-        return self.row.num_run == len(self.targets)
+        return max(self.row.num_run, self.row.num_given) == len(self.targets)
 
     def score(self) -> Score:
         log_probs = [np.asarray(part.log_probs, np.float64) for part in self.parts]
@@ -306,6 +342,24 @@ class _Judgement:
             log_probs=np.concatenate([np.zeros(0), *log_probs]),
             is_greedy=np.concatenate([np.zeros(0, np.bool_), *is_greedy]),
         )
+
+
+def chains(contexts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """The places of contexts that have most in common, each such group in the order in which it keeps most of it.
+
+    >>> chains([[2, 5, 6], [2, 9], [2, 5, 7], []])
+    [[3], [0, 2], [1]]
+    """
+    found: list[list[int]] = []
+    before: Sequence[int] = ()
+    for at, context in sorted(enumerate(contexts), key=lambda item: list(item[1])):
+        common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(before, context, strict=False)))
+        if found and 2 * common > len(context):
+            found[-1].append(at)
+        else:
+            found.append([at])
+        before = context
+    return found
 
 
 def spell(detokenizer: Detokenizer, token_id: int, reason: FinishReason | None) -> Token:

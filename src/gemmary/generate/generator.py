@@ -31,6 +31,11 @@ class Generator(Protocol):
         """The model's tokenizer."""
         ...
 
+    @property
+    def max_length(self) -> int:
+        """The most tokens of a prompt and its reply together."""
+        ...
+
     def stream(self, request: Request) -> Iterator[Token]:
         """One reply, token by token; safe from any thread; closing the iterator frees its place at once."""
         ...
@@ -39,8 +44,12 @@ class Generator(Protocol):
         """Whole replies, in the order of the requests, computed together."""
         ...
 
-    def score(self, sequences: Sequence[Sequence[int]]) -> list[Score]:
-        """How probable each sequence's tokens are; a sequence begins with the BOS id."""
+    def score(self, sequences: Sequence[Sequence[int]], contexts: Sequence[int] | None = None) -> list[Score]:
+        """How probable each sequence's tokens are; a sequence begins with the BOS id.
+
+        `contexts` says how many first tokens of each are given and not judged: 1 unless told, the BOS id. What
+        sequences have in common there is computed once.
+        """
         ...
 
 

@@ -137,11 +137,11 @@ class Completion:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Score:
-    """How probable a sequence is, token by token; entry t is about token t + 1 given tokens 0 to t.
+    """How probable a sequence is, token by token; entry t is about token C + t, C tokens being given.
 
     >>> Score(log_probs=np.zeros(3), is_greedy=np.ones(3, bool)).log_probs.shape
     (3,)
     """
 
-    log_probs: NDArray[np.floating]  # (T - 1,) natural logarithms
-    is_greedy: NDArray[np.bool_]  # (T - 1,) whether the token is the most probable one
+    log_probs: NDArray[np.floating]  # (T - C,) natural logarithms
+    is_greedy: NDArray[np.bool_]  # (T - C,) whether the token is the most probable one

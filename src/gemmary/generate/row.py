@@ -64,6 +64,7 @@ class Row:
     tokens: list[int]  # the prompt, then the reply
     max_tokens: int
     stop_ids: frozenset[int] = frozenset()
+    num_given: int = 0  # with `max_tokens` 0, the first tokens: what follows each of them is not judged
     slot: int | None = None
     num_run: int = 0  # tokens whose keys and values are in the slot
     num_cached: int = 0  # tokens that were there before

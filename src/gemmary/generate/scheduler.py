@@ -176,7 +176,8 @@ class Scheduler:
 
     def _part(self, row: Row, drafts: Sequence[int]) -> Part:
         assert row.slot is not None
-        ids = row.tokens[row.num_run : row.num_run + self._chunk_length]
+        end = row.num_run + self._chunk_length
+        ids = row.tokens[row.num_run : min(end, row.num_given) if row.num_run < row.num_given else end]
         is_last = row.max_tokens > 0 and row.num_run + len(ids) == len(row.tokens)
         num_logits = 1 + len(drafts) if is_last else 0
         return Part(row=row, chunk=Chunk(slot=row.slot, start=row.num_run, ids=(*ids, *drafts), num_logits=num_logits))
@@ -193,9 +194,8 @@ class Scheduler:
         self._running.append(row)
 
     def _saved(self, slot: int, row: Row) -> int:
-        """How many of the row's tokens the slot still holds; the last one must run, and when judging all must."""
-        if row.max_tokens == 0:
-            return 0
-        pairs = zip(self._memory[slot], row.tokens[:-1], strict=False)
+        """How many of the row's tokens the slot still holds; the last one must run, and when judging all that count."""
+        may_be_there = row.tokens[:-1] if row.max_tokens else row.tokens[: row.num_given]
+        pairs = zip(self._memory[slot], may_be_there, strict=False)
         common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
         return self._keep(slot, common) if common else 0

@@ -58,6 +58,11 @@ class ScriptedGenerator:
         """The tokenizer that replies are cut with."""
         return self._tokenizer
 
+    @property
+    def max_length(self) -> int:
+        """The most tokens of a prompt and its reply together; longer ones are answered all the same."""
+        return self._config.max_length
+
     def stream(self, request: Request) -> Iterator[Token]:
         """The scripted reply, token by token."""
         self.requests.append(request)
@@ -67,10 +72,11 @@ class ScriptedGenerator:
         """The scripted replies, whole."""
         return [self._completion(request) for request in requests]
 
-    def score(self, sequences: Sequence[Sequence[int]]) -> list[Score]:
+    def score(self, sequences: Sequence[Sequence[int]], contexts: Sequence[int] | None = None) -> list[Score]:
         """Equal probability for every token."""
         even = -math.log(self._config.vocab_size)
-        lengths = [max(0, len(sequence) - 1) for sequence in sequences]
+        given = [1] * len(sequences) if contexts is None else contexts
+        lengths = [max(0, len(sequence) - count) for sequence, count in zip(sequences, given, strict=True)]
         return [Score(log_probs=np.full(n, even), is_greedy=np.zeros(n, np.bool_)) for n in lengths]
 
     def _completion(self, request: Request) -> Completion:
