@@ -4,6 +4,8 @@
 import io
 from contextlib import redirect_stdout, suppress
 
+from typer import Typer
+
 from gemmary.cli.main import app
 
 HEAD = """\
@@ -19,10 +21,17 @@ def reference() -> str:
     """The page: what every verb's --help says.
 
     >>> reference().count("## gemmary ")
-    8
+    12
     """
-    names = [info.callback.__name__ for info in app.registered_commands if info.callback]
-    return "\n".join([HEAD, _help(), *(f"## gemmary {name}\n\n{_help(name)}" for name in names)])
+    verbs = [[name] for name in _names(app)]
+    for group in app.registered_groups:
+        if group.name and group.typer_instance:
+            verbs += [[group.name], *([group.name, name] for name in _names(group.typer_instance))]
+    return "\n".join([HEAD, _help(), *(f"{'#' * (1 + len(v))} gemmary {' '.join(v)}\n\n{_help(*v)}" for v in verbs)])
+
+
+def _names(commands: Typer) -> list[str]:
+    return [info.callback.__name__.replace("_", "-") for info in commands.registered_commands if info.callback]
 
 
 def _help(*verb: str) -> str:
