@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from typing import Any
 
 
 def backend_of(system: str) -> str:
@@ -12,21 +13,21 @@ def backend_of(system: str) -> str:
     return next((name for name in ("jax", "torch", "tensorflow") if f"-{name}" in system), "torch")
 
 
-def start(script: str, system: str) -> subprocess.Popen[str]:
-    """`script --serve system`, when it is ready."""
+def start(script: str, system: str, *options: str) -> subprocess.Popen[str]:
+    """`script --serve system options`, when it is ready."""
     environment = {**os.environ, "KERAS_BACKEND": backend_of(system), "TF_CPP_MIN_LOG_LEVEL": "3"}
-    command = [sys.executable, script, "--serve", system]
+    command = [sys.executable, script, "--serve", system, *options]
     child = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     _answer(child, "ready")
     return child
 
 
-def ask(child: subprocess.Popen[str]) -> dict[str, float]:
+def ask(child: subprocess.Popen[str]) -> dict[str, Any]:
     """One measurement."""
     assert child.stdin is not None
     child.stdin.write("\n")
     child.stdin.flush()
-    found: dict[str, float] = json.loads(_answer(child, "{"))
+    found: dict[str, Any] = json.loads(_answer(child, "{"))
     return found
 
 

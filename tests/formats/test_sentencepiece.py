@@ -2,7 +2,6 @@
 """A .model says the same to us and to protobuf's own classes; damaged and foreign files are refused, never believed."""
 
 import random
-import time
 from pathlib import Path
 
 import numpy as np
@@ -77,14 +76,11 @@ def test_what_is_written_protobuf_reads(tmp_path: Path) -> None:
     assert_same_rows(read_sentencepiece(path), small())
 
 
-def test_gemma_s_own_rows_survive_and_are_read_in_a_moment(default_checkpoint: Path, tmp_path: Path) -> None:
+def test_gemma_s_own_rows_survive(default_checkpoint: Path, tmp_path: Path) -> None:
     vocabulary = read_gguf(default_checkpoint).vocabulary
     assert vocabulary is not None
     write_sentencepiece(vocabulary, tmp_path / "tokenizer.model")
-    start = time.perf_counter()
-    copy = read_sentencepiece(tmp_path / "tokenizer.model")
-    assert time.perf_counter() - start < 3  # measured 0.25 s; the bound only catches a slip to something quadratic
-    assert_same_rows(copy, vocabulary)
+    assert_same_rows(read_sentencepiece(tmp_path / "tokenizer.model"), vocabulary)
 
 
 def test_rows_from_gguf_are_put_right() -> None:

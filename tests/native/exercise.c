@@ -24,7 +24,7 @@ static gemmary_config config_of(const int32_t *windows, const char *kernels) {
         .num_kv_heads = KV_HEADS, .head_dim = HEAD, .mlp_dim = MLP, .post_norm = 1, .qk_norm = 1, .norm_plus_one = 1,
         .norm_eps = 1e-6f, .query_scale = 0.3f, .rope_base = 1e6f, .rope_base_local = 1e4f, .rope_scale = 8,
         .attn_softcap = 50, .final_softcap = 30, .num_slots = SLOTS, .max_length = LENGTH, .chunk_length = CHUNK,
-        .num_threads = 3, .windows = windows, .kernels = kernels};
+        .num_threads = 2, .windows = windows, .kernels = kernels};
 }
 
 typedef struct {

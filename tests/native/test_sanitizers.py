@@ -18,14 +18,14 @@ FLAGS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "sanitizer"), [("cc", "address,undefined"), ("cc", "thread"), ("clang", "address,undefined")]
-)
-def test_a_sanitizer_finds_nothing(name: str, sanitizer: str, tmp_path: Path) -> None:
-    compiler = shutil.which(name)
+@pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
+def test_a_sanitizer_finds_nothing(sanitizer: str, tmp_path: Path) -> None:
+    """Addresses with clang where there is one, which finds more; races with the system's compiler."""
+    clang = None if sanitizer == "thread" else shutil.which("clang")
+    compiler = clang or shutil.which("cc")
     if compiler is None or platform.machine() != "x86_64":
-        pytest.skip(f"needs {name} on x86-64")
-    effort = "-O0" if name == "clang" else "-O1"  # clang takes a quarter of an hour for what it then unrolls
+        pytest.skip("needs a C compiler on x86-64")
+    effort = "-O0" if clang else "-O1"  # clang takes a quarter of an hour for what it then unrolls
     common = f"-std=c11 -g {effort} -fopenmp-simd -DGEMMARY_X86 -DRANDOM_INPUTS=500 -fsanitize={sanitizer}".split()
     common.append("-fno-sanitize-recover=all")
     programs = [each for each in PROGRAMS if sanitizer != "thread" or each != "fuzz_open"]  # which has one thread

@@ -82,8 +82,10 @@ def test_ids_equal_sentencepiece_on_100000_random_unicode_strings(gemma: Tokeniz
 def test_ids_equal_sentencepiece_on_every_shared_text(
     gemma: Tokenizer, reference: Library, shared_texts: Texts
 ) -> None:
+    """Of each its first 200,000 characters: more of a long one has the same words."""
     names = []
-    for name, text in shared_texts():
+    for name, whole in shared_texts():
+        text = whole[:200_000]
         ids = gemma.encode(text)
         assert ids == reference.encode(text), name
         assert gemma.decode(ids) == text.replace("▁", " "), name
@@ -139,7 +141,7 @@ def test_ids_equal_llama_cpp_on_every_shared_text(
     gemma: Tokenizer, llama_cpp: Callable[[str], list[int]], shared_texts: Texts
 ) -> None:
     for name, text in shared_texts():
-        head = text[:50_000].replace("</s>", "<s>")  # llama.cpp reads 0.45 MB/s
+        head = text[:10_000].replace("</s>", "<s>")  # llama.cpp reads 0.45 MB/s
         assert gemma.encode(head) == llama_cpp(head), name
 
 

@@ -154,6 +154,24 @@ def task_manager() -> TaskManager:
     return TaskManager(include_defaults=False, include_path=[_TASKS / name for name in _FOLDERS])
 
 
+def tasks_of(benchmark: Benchmark, *, data: Path | None = None) -> dict[str, Any]:
+    """A benchmark's tasks of lm-eval by name, with their data; raises FileError for data that is not there.
+
+    >>> from gemmary.evaluate.tasks import GROUPS
+    >>> tasks_of(GROUPS["report"]["gsm8k"], data=Path("no-such-folder"))
+    Traceback (most recent call last):
+    gemmary.base.errors.FileError: expected the data of gsm8k in no-such-folder/gsm8k, got no such folder: ...
+    """
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    manager = task_manager()
+    names = [leaf for name in benchmark.tasks for leaf in _leaves(manager, name)]
+    specs = [_spec(name, benchmark, data) for name in names]
+    tasks: dict[str, Any] = manager.load({"group": "gemmary", "task": specs})["tasks"]
+    for task in tasks.values():
+        task.set_fewshot_seed(seed=_FEWSHOT_SEED)
+    return tasks
+
+
 def run(benchmark: Benchmark, model: LM, *, limit: int | None = None, data: Path | None = None) -> Measured:
     """Ask a benchmark's items, or the first `limit` of them, spread evenly over its parts.
 
@@ -167,14 +185,9 @@ def run(benchmark: Benchmark, model: LM, *, limit: int | None = None, data: Path
     """
     if not benchmark.tasks:
         raise InputError(f"expected a benchmark that can be run, got {benchmark.title}: {benchmark.protocol}")
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    manager = task_manager()
-    names = [leaf for name in benchmark.tasks for leaf in _leaves(manager, name)]
-    tasks = manager.load({"group": "gemmary", "task": [_spec(name, benchmark, data) for name in names]})["tasks"]
-    for task in tasks.values():
-        task.set_fewshot_seed(seed=_FEWSHOT_SEED)
+    tasks = tasks_of(benchmark, data=data)
     began, before = time.perf_counter(), getattr(model, "num_too_long", 0)
-    each = None if limit is None else math.ceil(limit / len(names))
+    each = None if limit is None else math.ceil(limit / len(tasks))
     results = ask_all(
         lm=model, task_dict={"tasks": tasks, "groups": {}}, limit=each, bootstrap_iters=0, log_samples=True
     )
