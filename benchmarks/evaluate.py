@@ -89,7 +89,8 @@ def main() -> None:
     peer = options.only[-1]
     rows = [row(system, found[system], found[peer]) for system in options.only]
     columns = ("system", "items/s", f"over {peer}", f"choices as {peer}'s")
-    record("evaluate", columns, rows, command=" ".join(["python benchmarks/evaluate.py", *sys.argv[1:]]))
+    arguments = ["FOLDER" if each == str(options.data) else each for each in sys.argv[1:]]
+    record("evaluate", columns, rows, command=" ".join(["python benchmarks/evaluate.py", *arguments]))
 
 
 def row(system: str, found: list[Any], theirs: list[Any]) -> tuple[str, ...]:

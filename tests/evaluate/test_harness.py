@@ -196,17 +196,10 @@ def test_replies_that_are_damaged_are_said_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", list(GROUPS["report"]))
-def test_each_of_the_report_runs_on_the_real_model(
-    name: str, shared_data: Path, default_checkpoint: Path, replies: Replies, real: Any
-) -> None:
-    benchmark = GROUPS["report"][name]
-    if name in ("piqa", "boolq", "winogrande", "mbpp"):
-        pytest.skip("its data is not among the data sets beside the checkout")
-    measured = run(benchmark, GeneratorLM(real, replies), limit=1, data=shared_data / "benchmarks")
-    assert len(measured.values) >= 1 and 0 <= measured.mean <= 1 and measured.num_too_long == 0
-
-
-@pytest.fixture(scope="module")
-def real(default_checkpoint: Path) -> Any:
-    return load(str(default_checkpoint), engine="native", max_length=8192, num_slots=2)
+@pytest.mark.parametrize("name", ["arc-easy", "triviaqa"])
+def test_the_real_model_is_measured(name: str, shared_data: Path, default_checkpoint: Path, replies: Replies) -> None:
+    """The 270M knows more than chance of what is easy: a quarter of it, and no answers in words."""
+    model = GeneratorLM(load(str(default_checkpoint), engine="native", max_length=2048, num_slots=4), replies)
+    measured = run(GROUPS["card"][f"card-{name}"], model, limit=16, data=shared_data / "benchmarks")
+    assert len(measured.values) == 16 and measured.num_too_long == 0
+    assert measured.mean > (0.25 if name == "arc-easy" else 0)
