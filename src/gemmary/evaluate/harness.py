@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import lm_eval.tasks
 from lm_eval.api.model import LM
+from lm_eval.api.task import ConfigurableTask
 from lm_eval.evaluator import evaluate as ask_all
 from lm_eval.tasks import TaskManager
 
@@ -165,8 +166,10 @@ def tasks_of(benchmark: Benchmark, *, data: Path | None = None) -> dict[str, Any
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     manager = task_manager()
     names = [leaf for name in benchmark.tasks for leaf in _leaves(manager, name)]
-    specs = [_spec(name, benchmark, data) for name in names]
-    tasks: dict[str, Any] = manager.load({"group": "gemmary", "task": specs})["tasks"]
+    specs = {name: _spec(name, benchmark, data) for name in names}
+    tasks: dict[str, Any] = {name: ConfigurableTask(config=specs.pop(name)) for name in names if name in CODE_TASKS}
+    if specs:
+        tasks |= manager.load({"group": "gemmary", "task": list(specs.values())})["tasks"]
     for task in tasks.values():
         task.set_fewshot_seed(seed=_FEWSHOT_SEED)
     return tasks
