@@ -106,6 +106,8 @@ def test_two_results_are_compared_on_what_both_were_asked(command: Command, tmp_
         (("--tasks", ","), "expected benchmarks or groups of them, got None"),
         (("--tasks", "gsm8k", "--data", "nowhere"), "expected the data of gsm8k in nowhere/gsm8k, got no such folder"),
         (("--model", "gemma-2-2c"), "expected a path or the name of a model, got 'gemma-2-2c'"),
+        (("--lm-args", "pretrained=x"), "expected --lm-args with --lm, and no --model or --adapter with it"),
+        (("--lm", "hf", "--model", "x"), "expected --lm-args with --lm, and no --model or --adapter with it"),
         (("--lm", "no-such"), "expected a model type of lm-eval that can be made"),
         (("--lm", "hf", "--lm-args", "pretrained=/no/such"), "expected a model type of lm-eval that can be made"),
     ],

@@ -94,7 +94,30 @@ def test_what_does_not_fit_is_counted_and_wrong_and_nothing_is_cut(golden: Path,
     found = model.loglikelihood(scored((long, " four"), ("one", " two")))
     assert found[0] == (-1e9, False) and found[1][0] > -100
     assert model.generate_until(asked(long)) == [""]
-    assert model.num_too_long == 2
+    assert model.generate_until(asked("one two", max_gen_toks=99)) == [""]  # a reply that the context cut
+    assert model.too_long
+
+
+def test_an_item_that_does_not_fit_is_wrong_in_every_run(golden: Path, data: Path, replies: Replies) -> None:
+    benchmark = GROUPS["card"]["card-hellaswag"]
+    shots = Benchmark(title="long", tasks=benchmark.tasks, shots=3, metric="acc_norm")
+    for _ in range(2):
+        model = GeneratorLM(load(str(golden / "model"), engine="native", max_length=48), replies)
+        measured = run(shots, model, data=data)
+        assert measured.num_too_long == len(measured.values) == 6 and measured.mean == 0 and not measured.other
+
+
+@pytest.mark.parametrize("name", ["hellaswag", "gsm8k"])
+def test_no_item_is_a_shot_of_its_own(name: str, data: Path) -> None:
+    if name == "gsm8k":
+        (data / "gsm8k" / "train.jsonl").write_text('{"question": "0 + 0?", "answer": "#### 0"}\n' * 5, "utf-8")
+    benchmark = Benchmark(title="own", tasks=(name,), shots=3)
+    for task in harness.tasks_of(benchmark, data=data).values():
+        task.build_all_requests()
+        for each in task.instances:
+            text = each.args[0]
+            item = f"{each.doc['ind']} people" if name == "hellaswag" else each.doc["question"]
+            assert text.count(item) == 1
 
 
 def test_a_second_run_asks_the_model_nothing(data: Path, tmp_path: Path) -> None:

@@ -71,6 +71,14 @@ def test_damaged_and_empty_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "gsm8k" / "test.jsonl").write_text('{"question": "cut', "utf-8")
     with pytest.raises(FileError, match=r"expected JSON on every line of .*test\.jsonl"):
         read(tmp_path, "gsm8k")
+    for name, row in {"mmlu/test": {"question": "?"}, "math/test": [1], "triviaqa/validation": {"question": 1}}.items():
+        written(tmp_path / f"{name}.jsonl", row)
+    for task in ("mmlu_anatomy", "minerva_math_algebra", "triviaqa"):
+        with pytest.raises(FileError, match=f"expected rows of {task} in .* as the guide says, but: "):
+            read(tmp_path, task)
+    written(tmp_path / "hellaswag" / "val.jsonl", {"ctx_a": "named otherwise"})
+    with pytest.raises(FileError, match=r"expected the data of HellaSwag in .*, whole and as its task asks for it"):
+        harness.tasks_of(GROUPS["report"]["hellaswag"], data=tmp_path)
     with pytest.raises(FileError, match="expected a task that can be read from a folder, got toxigen"):
         read(tmp_path, "toxigen")
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gemmary.base.errors import InputError, MissingExtraError
+from gemmary.base.errors import FileError, InputError, MissingExtraError
 from gemmary.cli import options
 from gemmary.cli.progress import Progress
 
@@ -34,7 +34,10 @@ def evaluate(
     model: options.Model = None,
     adapter: options.Adapter = None,
     limit: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="The most items of a benchmark, spread over its parts.")
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="The most items of a benchmark, spread over its parts, one of each at least."
+        ),
     ] = None,
     data: Annotated[
         Path | None, typer.Option(metavar="DIR", help="A folder with the data; by default the Hugging Face hub.")
@@ -74,6 +77,8 @@ def evaluate(
     wanted = chosen(tasks.replace(",", " ").split())
     if find_spec("lm_eval") is None:
         raise MissingExtraError.of("gemmary evaluate", "lm-eval", "evaluate")
+    if (lm is None and lm_args) or (lm is not None and (model or adapter)):
+        raise InputError("expected --lm-args with --lm, and no --model or --adapter with it: leave one out")
     if lm is None:
         how = {"engine": engine, "backend": backend, "dtype": dtype, "max_length": max_length, "num_slots": slots}
         asked, about = _ours(model, adapter, how, out)
@@ -87,21 +92,32 @@ def _measure(
 ) -> None:
     from gemmary.evaluate.harness import run
     from gemmary.evaluate.report import table, write_results
+    from gemmary.evaluate.sandbox import isolation
 
     results = {**about, "benchmarks": dict[str, Any](), "not_run": dict[str, str]()}
-    data = Path(about["data"]) if about["data"] else None
+    data, missing = Path(about["data"]) if about["data"] else None, list[FileError]()
+    if run_code and any(benchmark.runs_code for benchmark in wanted.values()):
+        options.note(f"programs run behind: {', '.join(isolation())}")
     for name, benchmark in wanted.items():
         if not benchmark.tasks:
             results["not_run"][name] = benchmark.protocol
         elif benchmark.runs_code and not run_code:
             results["not_run"][name] = "it runs programs that the model writes: ask for that with --run-code"
         else:
-            measured = run(benchmark, asked, limit=about["limit"], data=data)
+            try:
+                measured = run(benchmark, asked, limit=about["limit"], data=data)
+            except FileError as error:
+                missing.append(error)
+                results["not_run"][name] = str(error)
+                continue
             low, high = (f"{100 * end:.1f}" for end in measured.interval)
             count, seconds = len(measured.values), measured.seconds
             options.note(f"{name}: {100 * measured.mean:.1f} ({low} to {high}), {count} items in {seconds:.0f} s")
             results["benchmarks"][name] = measured.to_dict()
         write_results(results, out)
+    if missing and not results["benchmarks"]:
+        raise missing[0]
+    write_results(results, out)
     print(table(results), end="")
 
 
@@ -122,7 +138,8 @@ def _ours(name: str | None, adapter: str | None, how: dict[str, Any], out: Path)
         "dtype": how["dtype"],
         "max_length": how["max_length"],
     }
-    key = hashlib.sha256(json.dumps(about | {"name": ""}).encode()).hexdigest()[:16]
+    makers = {each: version(each) for each in ("gemmary", chosen.backend) if each}
+    key = hashlib.sha256(json.dumps(about | {"name": makers}).encode()).hexdigest()[:16]
     replies = Replies(out / f"replies-{key}.db")
     return GeneratorLM(load(name, adapter=adapter, **how), replies, _Ticker()), about
 
@@ -138,7 +155,8 @@ def _theirs(kind: str, arguments: str) -> tuple[Any, dict[str, Any]]:
         raise InputError(
             f"expected a model type of lm-eval that can be made, of {known}; got {kind}: {error}"
         ) from None
-    return made, {"name": arguments or kind, "engine": f"lm-eval {kind}"}
+    named = [part.partition("=")[2] for part in arguments.split(",") if part.startswith(("pretrained=", "model="))]
+    return made, {"name": named[0] if named else kind, "engine": f"lm-eval {kind}"}  # other arguments may be secrets
 
 
 class _Ticker:

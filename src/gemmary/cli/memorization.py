@@ -46,5 +46,6 @@ def memorization(
     with written_whole(out / "memorization.md") as file:
         file.write(f"{result.table()}\n".encode())
     draw(result, out / "memorization.png")
-    progress.finish(f"{out / 'memorization.png'}: {total} documents")
+    count = sum(source.num_documents for source in result.sources)
+    progress.finish(f"{out / 'memorization.png'}: {count} documents")
     print(result.table())

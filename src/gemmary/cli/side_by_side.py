@@ -53,8 +53,9 @@ def side_by_side(
     progress = Progress(len(prompts), unit="pairs", scale=1)
     asked = _judge(judge, judge_url, engine=engine, backend=backend)
     result = compare(prompts, replies, theirs, asked, seed=seed, both_orders=both_orders, tick=progress.add)
-    write_comparator(result, out / "side-by-side.json", (first.stem, second.stem))
-    write_html(result, out / "side-by-side.html", (first.stem, second.stem))
+    names = (first.stem, second.stem) if first.stem != second.stem else (str(first), str(second))
+    write_comparator(result, out / "side-by-side.json", names)
+    write_html(result, out / "side-by-side.html", names)
     progress.finish(f"{out / 'side-by-side.html'}: {len(prompts)} pairs")
     print(_told(result))
 

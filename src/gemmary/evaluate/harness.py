@@ -12,7 +12,7 @@ import fnmatch
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Set
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.evaluator import evaluate as ask_all
 from lm_eval.tasks import TaskManager
 
-from gemmary.base.errors import InputError
+from gemmary.base.errors import FileError, InputError
 from gemmary.evaluate import local
 from gemmary.evaluate.programs import CODE_TASKS
 from gemmary.evaluate.replies import Replies
@@ -49,7 +49,7 @@ _FEWSHOT_SEED = 1234  # lm-eval's own
 
 
 class GeneratorLM(LM):  # type: ignore[misc]
-    """A Generator as lm-eval's model. A request that does not fit in the context is counted as wrong, never cut.
+    """A Generator as lm-eval's model. What does not fit in the context is not cut: it is noted, and its item is wrong.
 
     >>> from gemmary.generate.scripted import ScriptedGenerator
     >>> model = GeneratorLM(ScriptedGenerator({"capital of France": "Paris."}), Replies(Path(":memory:")))
@@ -68,52 +68,52 @@ class GeneratorLM(LM):  # type: ignore[misc]
         self._generator, self._replies, self._tick = generator, replies, tick
         self.num_asked = 0  # requests that the model answered
         self.num_kept = 0  # that had been answered before
-        self.num_too_long = 0
+        self.too_long: set[tuple[str | None, int | None]] = set()  # tasks and items that did not fit
 
     def loglikelihood(self, requests: "list[Instance]") -> list[tuple[float, bool]]:
         """The log-probability of each continuation after its context, and whether it is the greedy one."""
-        found = self._answered("score", [request.args for request in requests], self._score)
-        return [(float(log_prob), bool(is_greedy)) for log_prob, is_greedy in found]
+        return [(float(one[0]), bool(one[1])) if one else (-1e9, False) for one in self._answered("score", requests)]
 
     def loglikelihood_rolling(self, requests: "list[Instance]") -> list[float]:
         """The log-probability of each text, in windows of the context's length."""
-        return [float(value) for value in self._answered("roll", [request.args for request in requests], self._roll)]
+        return [float(one) for one in self._answered("roll", requests)]
 
     def generate_until(self, requests: "list[Instance]") -> list[str]:
         """The replies, without the strings that end them."""
-        return [str(text) for text in self._answered("reply", [request.args for request in requests], self._reply)]
+        return [str(one or "") for one in self._answered("reply", requests)]
 
-    def _answered(
-        self, kind: str, asked: Sequence[tuple[Any, ...]], answer: Callable[[list[tuple[Any, ...]]], list[Any]]
-    ) -> list[Any]:
-        """Answers from the disk, and where there is none from the model, a portion at a time."""
-        found = {at: self._replies.get((kind, *each)) for at, each in enumerate(asked)}
-        todo = [at for at, reply in found.items() if reply is None]
+    def _answered(self, kind: str, requests: "list[Instance]") -> list[Any]:
+        """Answers from the disk, and where there is none from the model, a portion at a time; none for what is long."""
+        answer = {"score": self._score, "roll": self._roll, "reply": self._reply}[kind]
+        asked = [request.args for request in requests]
+        found = [self._replies.get((kind, *each)) for each in asked]
+        todo = [at for at, reply in enumerate(found) if reply is None]
         self.num_kept += len(asked) - len(todo)
         for first in range(0, len(todo), _PORTION):
             self._tick(len(asked) - len(todo) + first, len(asked))
             places = todo[first : first + _PORTION]
-            answers = answer([asked[at] for at in places])
-            self._replies.keep(((kind, *asked[at]), reply) for at, reply in zip(places, answers, strict=True))
-            found.update(zip(places, answers, strict=True))
+            for at, reply in zip(places, answer([asked[at] for at in places]), strict=True):
+                found[at] = reply
+            self._replies.keep(((kind, *asked[at]), found[at]) for at in places if found[at] is not None)
         self.num_asked += len(todo)
+        self.too_long |= {
+            (each.task_name, each.doc_id) for each, one in zip(requests, found, strict=True) if one is None
+        }
         self._tick(len(asked), len(asked))
-        return [found[at] for at in range(len(asked))]
+        return found
 
     def _score(self, pairs: list[tuple[Any, ...]]) -> list[Any]:
         whole = [self._pair(context, continuation) for context, continuation in pairs]
-        fits = [self._fits(len(ids) - 1) for ids, _ in whole]
-        shorter = [each for each, is_short in zip(whole, fits, strict=True) if is_short]
+        fits = [len(ids) - 1 <= self._generator.max_length for ids, _ in whole]
+        shorter = [each for each, does_fit in zip(whole, fits, strict=True) if does_fit]
         scores = iter(self._generator.score([ids for ids, _ in shorter], [count for _, count in shorter]))
-        judged = [next(scores) if is_short else None for is_short in fits]
-        return [(float(s.log_probs.sum()), bool(s.is_greedy.all())) if s else (-1e9, False) for s in judged]
+        judged = [next(scores) if does_fit else None for does_fit in fits]
+        return [(float(one.log_probs.sum()), bool(one.is_greedy.all())) if one else None for one in judged]
 
     def _pair(self, context: str, continuation: str) -> tuple[list[int], int]:
         """The ids of both, and how many are the context's; a space at its end goes over to the continuation."""
-        text = context.rstrip()
-        continuation = context[len(text) :] + continuation if text else continuation
-        tokenizer = self._generator.tokenizer
-        return tokenizer.prompt(text + continuation), len(tokenizer.prompt(text))
+        text, tokenizer = context.rstrip(), self._generator.tokenizer
+        return tokenizer.prompt(context + continuation), len(tokenizer.prompt(text))
 
     def _roll(self, texts: list[tuple[Any, ...]]) -> list[Any]:
         tokenizer = self._generator.tokenizer
@@ -123,15 +123,13 @@ class GeneratorLM(LM):  # type: ignore[misc]
 
     def _reply(self, asked: list[tuple[Any, ...]]) -> list[Any]:
         prompts = [self._generator.tokenizer.prompt(context) for context, _ in asked]
-        fits = [self._fits(len(ids) + 1) for ids in prompts]
-        made = [_request(ids, how) for ids, (_, how), is_short in zip(prompts, asked, fits, strict=True) if is_short]
-        replies = iter(self._generator.complete(made))
-        return [next(replies).text if is_short else "" for is_short in fits]
-
-    def _fits(self, num_tokens: int) -> bool:
-        does_fit = num_tokens <= self._generator.max_length
-        self.num_too_long += not does_fit
-        return does_fit
+        fits = [len(ids) < self._generator.max_length for ids in prompts]
+        made = [_request(ids, how) for ids, (_, how), does_fit in zip(prompts, asked, fits, strict=True) if does_fit]
+        whole = (
+            None if one.finish_reason == "length" and len(one.ids) < request.max_tokens else one.text
+            for one, request in zip(self._generator.complete(made), made, strict=True)
+        )
+        return [next(whole) if does_fit else None for does_fit in fits]
 
 
 def _request(ids: list[int], how: Mapping[str, Any]) -> Request:
@@ -167,16 +165,22 @@ def tasks_of(benchmark: Benchmark, *, data: Path | None = None) -> dict[str, Any
     manager = task_manager()
     names = [leaf for name in benchmark.tasks for leaf in _leaves(manager, name)]
     specs = {name: _spec(name, benchmark, data) for name in names}
-    tasks: dict[str, Any] = {name: ConfigurableTask(config=specs.pop(name)) for name in names if name in CODE_TASKS}
-    if specs:
-        tasks |= manager.load({"group": "gemmary", "task": list(specs.values())})["tasks"]
+    try:
+        tasks: dict[str, Any] = {name: ConfigurableTask(config=specs.pop(name)) for name in names if name in CODE_TASKS}
+        if specs:
+            tasks |= manager.load({"group": "gemmary", "task": list(specs.values())})["tasks"]
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OSError) as error:
+        where = "on the Hugging Face hub" if data is None else f"in {data}"
+        raise FileError(
+            f"expected the data of {benchmark.title} {where}, whole and as its task asks for it, but: {error!r}"
+        ) from None
     for task in tasks.values():
         task.set_fewshot_seed(seed=_FEWSHOT_SEED)
     return tasks
 
 
 def run(benchmark: Benchmark, model: LM, *, limit: int | None = None, data: Path | None = None) -> Measured:
-    """Ask a benchmark's items, or the first `limit` of them, spread evenly over its parts.
+    """Ask a benchmark's items, or the first `limit` of them, spread evenly over its parts, one of each at least.
 
     The data comes from the Hugging Face hub, or from the folder `data` and from nowhere else. `model` is a GeneratorLM
     or any other of lm-eval's. Raises InputError for a benchmark without tasks and FileError for data that is not there.
@@ -189,14 +193,13 @@ def run(benchmark: Benchmark, model: LM, *, limit: int | None = None, data: Path
     if not benchmark.tasks:
         raise InputError(f"expected a benchmark that can be run, got {benchmark.title}: {benchmark.protocol}")
     tasks = tasks_of(benchmark, data=data)
-    began, before = time.perf_counter(), getattr(model, "num_too_long", 0)
+    began = time.perf_counter()
     each = None if limit is None else math.ceil(limit / len(tasks))
     results = ask_all(
         lm=model, task_dict={"tasks": tasks, "groups": {}}, limit=each, bootstrap_iters=0, log_samples=True
     )
-    num_too_long = getattr(model, "num_too_long", 0) - before
-    seconds = time.perf_counter() - began
-    return _measured(benchmark, results["samples"], num_too_long=num_too_long, seconds=seconds)
+    too_long = model.too_long if isinstance(model, GeneratorLM) else set()
+    return _measured(benchmark, results["samples"], too_long=too_long, seconds=time.perf_counter() - began)
 
 
 def _leaves(manager: TaskManager, name: str) -> list[str]:
@@ -217,9 +220,7 @@ def _spec(name: str, benchmark: Benchmark, data: Path | None) -> dict[str, Any]:
     splits = local.read(data, name)
     spec["custom_dataset"] = partial(_dataset, splits)
     if "train" not in splits:
-        spec["training_split"] = None
-        if "validation" in splits and "dev" not in splits:
-            spec["fewshot_split"] = "validation"  # where that is what is asked, an item is no shot of its own
+        spec["training_split"] = None  # lm-eval then takes shots from the validation part, and never the item itself
     return spec
 
 
@@ -230,17 +231,23 @@ def _dataset(splits: local.Splits, **metadata: Any) -> Any:
 
 
 def _measured(
-    benchmark: Benchmark, samples: Mapping[str, list[dict[str, Any]]], *, num_too_long: int, seconds: float
+    benchmark: Benchmark, samples: Mapping[str, list[dict[str, Any]]], *, too_long: Set[Any], seconds: float
 ) -> Measured:
     values: dict[str, float] = {}
-    sums: dict[str, list[float]] = {}
+    found: dict[str, list[float]] = {}
     for task, items in samples.items():
         for item in items:
-            for metric in item["metrics"]:
-                value = item[metric]
-                if isinstance(value, bool | int | float):
-                    sums.setdefault(f"{metric},{item['filter']}", []).append(float(value))
+            does_fit = (task, item["doc_id"]) not in too_long
+            for metric in item["metrics"] if does_fit else ():
+                if isinstance(item[metric], bool | int | float):
+                    found.setdefault(f"{metric},{item['filter']}", []).append(float(item[metric]))
             if item["filter"] == benchmark.filter:
-                values[f"{task}/{item['doc_id']}/{item['doc_hash'][:8]}"] = float(item[benchmark.metric])
-    other = {name: math.fsum(found) / len(found) for name, found in sums.items()}
-    return Measured(benchmark=benchmark, values=values, other=other, num_too_long=num_too_long, seconds=seconds)
+                name = f"{task}/{item['doc_id']}/{item['doc_hash'][:8]}"
+                values[name] = float(item[benchmark.metric]) if does_fit else 0.0
+    return Measured(
+        benchmark=benchmark,
+        values=values,
+        other={name: math.fsum(each) / len(each) for name, each in found.items()},
+        num_too_long=sum(task in samples for task, _ in too_long),
+        seconds=seconds,
+    )

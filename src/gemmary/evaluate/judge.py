@@ -71,7 +71,7 @@ def choice(text: str) -> Choice:
 
 
 def generator_judge(generator: Generator, *, max_tokens: int = 1024) -> Judge:
-    """A judge that is a model of ours: asked through its chat template, answering greedily.
+    """A judge that is a model of ours: asked through its chat template, answering greedily; nothing if it is too long.
 
     >>> from gemmary.generate.scripted import ScriptedGenerator
     >>> judge = generator_judge(ScriptedGenerator(lambda request: "The first adds wrongly.\\nVerdict: 2"))
@@ -81,7 +81,11 @@ def generator_judge(generator: Generator, *, max_tokens: int = 1024) -> Judge:
 
     def judge(questions: Sequence[str]) -> list[str]:
         prompts = [prompt_ids(generator.tokenizer, [Message("user", each)]) for each in questions]
-        replies = generator.complete([Request(prompt, max_tokens=max_tokens) for prompt in prompts])
-        return [reply.text for reply in replies]
+        fits = [len(prompt) < generator.max_length for prompt in prompts]
+        asked = [
+            Request(prompt, max_tokens=max_tokens) for prompt, does_fit in zip(prompts, fits, strict=True) if does_fit
+        ]
+        replies = iter(generator.complete(asked))
+        return [next(replies).text if does_fit else "" for does_fit in fits]
 
     return judge

@@ -44,7 +44,10 @@ def read(folder: Path, task: str) -> Splits:
                     f"expected the data of {task} in {source}, got no such folder: put its files there, or leave out "
                     "--data and they come from the Hugging Face hub"
                 )
-            splits = {split: rows for split, rows in reader(source, task.removeprefix(prefix)).items() if rows}
+            try:
+                splits = {split: rows for split, rows in reader(source, task.removeprefix(prefix)).items() if rows}
+            except (KeyError, TypeError, ValueError, AttributeError, IndexError, OSError) as error:
+                raise FileError(f"expected rows of {task} in {source} as the guide says, but: {error!r}") from None
             if not splits:
                 raise FileError(f"expected rows of {task} in {source}, got none: look whether its files are whole")
             return splits

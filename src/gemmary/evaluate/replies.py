@@ -24,12 +24,12 @@ class Replies:
     """
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             self._file = sqlite3.connect(path)
             self._file.execute("CREATE TABLE IF NOT EXISTS replies (request TEXT PRIMARY KEY, reply TEXT NOT NULL)")
-        except sqlite3.DatabaseError as error:
-            raise FileError(f"expected a file of replies at {path}, but: {error}; remove it to ask again") from None
+        except (OSError, sqlite3.Error) as error:
+            raise FileError(f"expected a file of replies at {path}, but: {error}; remove it, or name another") from None
 
     def get(self, request: Sequence[Any]) -> Any:
         """The reply to a request of JSON values, or nothing.

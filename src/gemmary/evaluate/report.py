@@ -29,7 +29,7 @@ class Measured:
     benchmark: Benchmark
     values: Mapping[str, float]  # of the benchmark's metric, 0 to 1
     other: Mapping[str, float] | None = None  # means of lm-eval's other metrics
-    num_too_long: int = 0  # requests that did not fit in the context and count as wrong
+    num_too_long: int = 0  # items that did not fit in the context and count as wrong
     seconds: float = 0.0
 
     @property
@@ -112,7 +112,10 @@ def read_results(path: Path) -> dict[str, Any]:
     if not file.is_file():
         raise FileError(f"expected the results of gemmary evaluate in {path}, got no such file: name its --out folder")
     results = read_json(file, limit=1 << 30)
-    if not isinstance(results.get("benchmarks"), dict):
+    rows = results.get("benchmarks")
+    if not isinstance(rows, dict) or not all(
+        isinstance(row, dict) and {"title", "values"} <= row.keys() for row in rows.values()
+    ):
         raise FileError(f"expected benchmarks in {file}, got none: name a file that gemmary evaluate wrote")
     return results
 
@@ -137,7 +140,7 @@ def table(results: Mapping[str, Any]) -> str:
 
 
 def _note(row: Mapping[str, Any]) -> str:
-    too_long = f"{row['num_too_long']} requests did not fit in the context and count as wrong"
+    too_long = f"{row['num_too_long']} items did not fit in the context and count as wrong"
     return "; ".join(part for part in (row["protocol"], too_long if row["num_too_long"] else "") if part)
 
 

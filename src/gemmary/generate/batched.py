@@ -103,12 +103,14 @@ class BatchedGenerator:
         return [reply.completion() for reply in replies]
 
     def score(self, sequences: Sequence[Sequence[int]], contexts: Sequence[int] | None = None) -> list[Score]:
-        """How probable each sequence's tokens are, after the first `contexts` of them, of which 1 is given unless told.
+        """How probable each sequence's tokens are; `contexts[i]` first tokens of sequence i are given, 1 unless told.
 
         A slot judges sequences with a common context one after the other, and keeps what they have in common. Others
         run beside each other, those of like length together, the longest first.
         """
         given = [1] * len(sequences) if contexts is None else contexts
+        if len(given) != len(sequences):
+            raise InputError(f"expected a context for each of {len(sequences)} sequences, got {len(given)}")
         jobs = [self._judgement(ids, count) for ids, count in zip(sequences, given, strict=True)]
         todo = [job for job in jobs if not job.is_done]
         found = [deque(todo[at] for at in chain) for chain in chains([job.given for job in todo])]
