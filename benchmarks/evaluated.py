@@ -3,7 +3,7 @@
 
     python benchmarks/evaluated.py card FOLDER [FOLDER ...]
 
-Each FOLDER is the --out of one evaluation of the same model; the first word is the page's section and the picture's name.
+Each FOLDER is the --out of one evaluation of the same model; the first word names the page's section and the picture.
 """
 
 import argparse
