@@ -107,7 +107,7 @@ def begun(golden: Path, folder: Path) -> subprocess.Popen[str]:
     (folder / "recipe.toml").write_text(recipe, "utf-8")
     words = ["rank=2", "length=64", "batch_size=2", "packed=false", "epochs=20", "save_every=1", "keep=1", "seed=5"]
     command = [sys.executable, "-m", "gemmary", "tune", "recipe.toml", *words, "--backend", "torch"]
-    environment = {**os.environ, "KERAS_BACKEND": "torch"}
+    environment = {**os.environ, "KERAS_BACKEND": "torch", "OMP_NUM_THREADS": "1"}  # more wait for each other
     return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
 
 

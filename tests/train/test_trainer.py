@@ -232,7 +232,7 @@ def test_twenty_steps_are_the_same_on_three_backends(golden: Path, tmp_path: Pat
     losses = {}
     for backend in ("jax", "torch", "tensorflow"):
         command = [sys.executable, "-c", RUN, str(golden / "model"), str(tmp_path / "batches.npz")]
-        environment = {**os.environ, "KERAS_BACKEND": backend}
+        environment = {**os.environ, "KERAS_BACKEND": backend, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         losses[backend] = json.loads(done.stdout.splitlines()[-1])
