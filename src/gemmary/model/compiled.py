@@ -17,13 +17,11 @@ import numpy as np
 Pure = Callable[..., Any]
 
 
-def compile_pure(function: Pure, *, donate: bool = False, often: bool = False, lean: bool = False) -> Pure:
+def compile_pure(function: Pure, *, donate: bool = False, often: bool = False) -> Pure:
     """The function, compiled; its first argument is a constant, the others are arrays, of NumPy too, or nests of them.
 
     With `donate` the second argument's memory is taken for the result. `often` says that it runs for every token, and
-    writes nothing in place: PyTorch's trace takes seconds, and saves Keras's 20 ms or so a call. With `lean` JAX on a
-    CPU runs one thing after the other where that holds less in memory: it would begin with all that waits for nothing,
-    such as copies of every layer's weights in another precision.
+    writes nothing in place: PyTorch's trace takes seconds, and saves Keras's 20 ms or so a call.
 
     >>> from keras import ops
     >>> float(compile_pure(lambda power, x: x**power)(2, ops.array(3.0)))
@@ -33,9 +31,7 @@ def compile_pure(function: Pure, *, donate: bool = False, often: bool = False, l
     if backend == "jax":
         import jax
 
-        order = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
-        options = order if lean and jax.default_backend() == "cpu" else None
-        return jax.jit(function, static_argnums=0, donate_argnums=1 if donate else (), compiler_options=options)
+        return jax.jit(function, static_argnums=0, donate_argnums=1 if donate else ())
     if backend == "tensorflow":
         import tensorflow
 

@@ -48,8 +48,9 @@ def again(block: Callable[..., Array]) -> Callable[..., Array]:
     """A function of arrays whose backward pass keeps its arguments alone and computes the rest again.
 
     XLA's optimizer for CPUs sees through `jax.checkpoint`: it finds both computations alike and keeps the first one's
-    results, copies of weights in another precision among them. So what goes into the second waits for the gradient:
-    to every argument zero times one number of it is added.
+    results. So the second has an input that waits for the gradient: the first argument and zero times one number of it.
+    Weights in another precision than float32 wait as well, the first time for the first argument: their copies would
+    all be made before anything else, as they need nothing else.
 
     >>> from keras import ops
     >>> float(again(lambda x, y: x * y)(ops.array(2.0), ops.array(3.0)))
@@ -59,24 +60,31 @@ def again(block: Callable[..., Array]) -> Callable[..., Array]:
         return keras.remat(block)  # type: ignore[no-any-return]
     import jax
 
+    def once(x: Array, *others: Array) -> Array:
+        return block(x, *(_waiting(each, x) for each in others))
+
     def forward(*arguments: Array) -> tuple[Array, tuple[Array, ...]]:
-        return block(*arguments), arguments
+        return once(*arguments), arguments
 
     def backward(arguments: tuple[Array, ...], slope: Array) -> tuple[Array, ...]:
-        zero = 0.0 * slope.reshape(-1)[0]
-        waiting = [each + zero.astype(each.dtype) for each in arguments]
-        return jax.vjp(block, *waiting)[1](slope)  # type: ignore[no-any-return]
+        x, *others = arguments
+        waiting = x + (0.0 * slope.reshape(-1)[0]).astype(x.dtype)
+        return jax.vjp(block, waiting, *(_waiting(each, slope) for each in others))[1](slope)  # type: ignore[no-any-return]
 
-    wrapped = jax.custom_vjp(block)
+    wrapped = jax.custom_vjp(once)
     wrapped.defvjp(forward, backward)
     return wrapped
 
 
-def compiled(step: Callable[..., Any], *, lean: bool = False) -> Callable[..., Any]:
+def _waiting(weight: Array, what: Array) -> Array:
+    """A weight that is there only when something else is; one in float32 is not copied and need not wait."""
+    return weight if weight.dtype == "float32" else weight + (0.0 * what.reshape(-1)[0]).astype(weight.dtype)
+
+
+def compiled(step: Callable[..., Any]) -> Callable[..., Any]:
     """A step compiled for each set of shapes; the memory of its first argument, a dictionary, may become its result's.
 
-    PyTorch runs it as it is. `lean` is that of `compile_pure`: worth it for frozen weights, which are held in another
-    precision than is computed in. Where all is learned, nothing is copied, and gradients would lie about for longer.
+    PyTorch runs it as it is.
 
     >>> from keras import ops
     >>> float(compiled(lambda state, y: state["x"] + y)({"x": ops.array(1.0)}, ops.array(2.0)))
@@ -88,4 +96,4 @@ def compiled(step: Callable[..., Any], *, lean: bool = False) -> Callable[..., A
     def copied(_: None, first: Any, *others: Any) -> Any:  # TensorFlow allows no change of an argument
         return step(dict(first), *others)
 
-    return partial(compile_pure(copied, donate=True, lean=lean), None)
+    return partial(compile_pure(copied, donate=True), None)

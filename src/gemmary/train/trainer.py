@@ -84,8 +84,7 @@ class Trainer:
         self._optimizer = optimizer or AdamW()
         learned, self._frozen = self._parameters.load(checkpoint, base_dtype, seed)
         self._state = self._first_state(learned)
-        self._step = compiled(self._step_pass, lean=bool(self._frozen))
-        self._judge = compiled(self._judge_pass)
+        self._step, self._judge = compiled(self._step_pass), compiled(self._judge_pass)
 
     @property
     def steps(self) -> int:
