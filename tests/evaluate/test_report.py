@@ -43,7 +43,7 @@ def test_the_table_says_how_each_was_measured_and_what_was_not() -> None:
     row = measured([1.0, 0.0, 1.0, 0.0], num_too_long=3)
     text = table({"benchmarks": {"coin": row.to_dict()}, "not_run": {"dice": "no dice"}})
     assert "| Coin | 2 | acc | 50.0 ± 56.6 | 4 | 50.0 |" in text
-    assert "- Coin: thrown once; 3 requests did not fit in the context and count as wrong" in text
+    assert "- Coin: thrown once; 3 items did not fit in the context and count as wrong" in text
     assert "- dice: no dice" in text
 
 

@@ -12,7 +12,6 @@ in the prompt. What they find is counted and neither kept nor shown.
 """
 
 import json
-import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,6 +26,7 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 
 from gemmary.base.errors import FileError, InputError, MissingExtraError
+from gemmary.evaluate.intervals import wilson
 from gemmary.generate.generator import Generator
 from gemmary.generate.request import Request
 from gemmary.text.tokenizer import Tokenizer, decode_utf8
@@ -35,7 +35,6 @@ LENGTH = 50  # tokens of a prompt, and of what follows it
 MOST_EDITS = LENGTH // 10  # inserted, left out or changed tokens of what is approximately memorised
 _BATCH = 64  # prompts between two ticks
 _HEAD = 1 << 14  # characters of a document that are encoded: far more than 100 of the longest pieces
-_Z = 1.959964  # 95% of a normal distribution lie within so many standard deviations
 _WORDS = (".txt", ".md", ".rst", ".py")  # files that are a document each
 
 Outcome = Literal["exact", "approximate", "personal", "sensitive"]
@@ -71,10 +70,8 @@ class Rate(NamedTuple):
     @classmethod
     def of(cls, count: int, total: int) -> "Rate":
         """The share of a count in a total that is not 0."""
-        share, weight = count / total, _Z**2 / total
-        middle = (share + weight / 2) / (1 + weight)
-        half = math.sqrt(weight * (share * (1 - share) + weight / 4)) / (1 + weight)
-        return cls(share, min(share, max(0.0, middle - half)), max(share, min(1.0, middle + half)))
+        share = count / total
+        return cls(share, *wilson(share, total))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,16 +5,15 @@ Measured ─► results.json ─► table() Markdown    draw() PNG    compare(A,
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gemmary.base.errors import FileError, MissingExtraError
+from gemmary.evaluate.intervals import Z, mean_and_error
 from gemmary.evaluate.tasks import Benchmark
 from gemmary.formats.storage import read_json, write_json, written_whole
-
-_Z = 1.96  # standard errors of a 95% interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +38,7 @@ class Measured:
         >>> Measured(benchmark=Benchmark(title="Coin"), values={"a": 1.0, "b": 0.0}).mean
         0.5
         """
-        return math.fsum(self.values.values()) / len(self.values)
+        return mean_and_error([*self.values.values()])[0]
 
     @property
     def stderr(self) -> float:
@@ -48,7 +47,7 @@ class Measured:
         >>> Measured(benchmark=Benchmark(title="Coin"), values={"a": 1.0, "b": 0.0}).stderr
         0.5
         """
-        return _stderr(list(self.values.values()))
+        return mean_and_error([*self.values.values()])[1]
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -57,7 +56,7 @@ class Measured:
         >>> Measured(benchmark=Benchmark(title="Coin"), values={"a": 1.0, "b": 1.0}).interval
         (1.0, 1.0)
         """
-        return self.mean - _Z * self.stderr, self.mean + _Z * self.stderr
+        return self.mean - Z * self.stderr, self.mean + Z * self.stderr
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON has it, the protocol beside the figure.
@@ -131,7 +130,7 @@ def table(results: Mapping[str, Any]) -> str:
     lines = [f"| benchmark | shots | metric | this model, % | items | {' | '.join(columns)} |"]
     lines.append("| --- |" + " --: |" * (4 + len(columns)))
     for row in rows.values():
-        ours = f"{100 * row['mean']:.1f} ± {100 * _Z * row['stderr']:.1f}"
+        ours = f"{100 * row['mean']:.1f} ± {100 * Z * row['stderr']:.1f}"
         theirs = " | ".join(str(row["published"].get(column, "")) for column in columns)
         lines.append(f"| {row['title']} | {row['shots']} | {row['metric']} | {ours} | {row['num_items']} | {theirs} |")
     notes = [f"- {row['title']}: {note}" for row in rows.values() if (note := _note(row))]
@@ -169,7 +168,7 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
     axes = figure.add_subplot(ylabel="%", ylim=(0, 100))
     width = 0.85 / (1 + len(columns))
     ours = [100 * row["mean"] for row in rows]
-    errors = [100 * _Z * row["stderr"] for row in rows]
+    errors = [100 * Z * row["stderr"] for row in rows]
     places = range(len(rows))
     axes.bar(places, ours, width, yerr=errors, label=results["model"]["name"], color="C3", capsize=2)
     for rank, column in enumerate(columns, start=1):
@@ -188,8 +187,9 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
 class Difference:
     """How much better A is than B on the items that both were asked, with the p-value of an exact sign test.
 
-    >>> Difference(title="Coin", num_items=4, mean=0.25, stderr=0.25, p_value=1.0).interval
-    (-0.24, 0.74)
+    >>> difference = Difference(title="Coin", num_items=4, mean=0.25, stderr=0.25, p_value=1.0)
+    >>> [round(end, 2) for end in difference.interval]
+    [-0.24, 0.74]
     """
 
     title: str
@@ -205,7 +205,7 @@ class Difference:
         >>> Difference(title="Coin", num_items=4, mean=0.0, stderr=0.0, p_value=1.0).interval
         (0.0, 0.0)
         """
-        return round(self.mean - _Z * self.stderr, 12), round(self.mean + _Z * self.stderr, 12)
+        return self.mean - Z * self.stderr, self.mean + Z * self.stderr
 
 
 def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Difference]:
@@ -220,14 +220,14 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Differe
         theirs = second["benchmarks"].get(name, {"values": {}})["values"]
         pairs = [value - theirs[item] for item, value in row["values"].items() if item in theirs]
         if pairs:
-            mean = math.fsum(pairs) / len(pairs)
+            mean, stderr = mean_and_error(pairs)
             wins, losses = sum(pair > 0 for pair in pairs), sum(pair < 0 for pair in pairs)
             found.append(
                 Difference(
                     title=row["title"],
                     num_items=len(pairs),
                     mean=mean,
-                    stderr=_stderr(pairs),
+                    stderr=stderr,
                     p_value=_sign_test(wins, losses),
                 )
             )
@@ -242,8 +242,3 @@ def _sign_test(wins: int, losses: int) -> float:
     count = wins + losses
     tail = sum(math.comb(count, k) for k in range(min(wins, losses) + 1))
     return min(1.0, 2 * tail / (1 << count))
-
-
-def _stderr(values: Sequence[float]) -> float:
-    mean = math.fsum(values) / len(values)
-    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / max(1, len(values) - 1) / len(values))

@@ -10,7 +10,6 @@ instead of noise. Equal replies are a tie that nobody is asked about. A pair wit
 counted, and is in no share.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -18,11 +17,11 @@ from random import Random
 from typing import Literal
 
 from gemmary.base.errors import InputError
+from gemmary.evaluate.intervals import wilson
 from gemmary.evaluate.judge import RUBRIC, Judge, choice, question
 
 Verdict = Literal["win", "tie", "loss", "unreadable"]  # from A's side
 _BATCH = 16  # prompts between two ticks
-_Z = 1.959964  # 95% of a normal distribution lies within so many standard deviations
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,10 +101,7 @@ class SideBySide:
         readable, rate = len(self.pairs) - self.count("unreadable"), self.win_rate
         if rate is None:
             return 0.0, 1.0
-        weight = _Z**2 / readable
-        middle = (rate + weight / 2) / (1 + weight)
-        half = math.sqrt(rate * (1 - rate) * weight + weight**2 / 4) / (1 + weight)
-        return max(0.0, middle - half), min(1.0, middle + half)
+        return wilson(rate, readable)
 
     @property
     def first_share(self) -> float | None:
