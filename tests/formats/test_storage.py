@@ -2,6 +2,7 @@
 """Files are read within their length, and written whole or not at all: after errors, kills and on a full disk."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -227,3 +228,12 @@ def test_what_errors_quote_is_short_and_on_one_line() -> None:
         assert shown(value).isprintable() and len(shown(value)) <= 80
     while nested:
         nested = nested.pop()  # a long chain is taken apart by hand
+
+
+def test_a_file_takes_the_place_of_no_device_and_no_pipe(tmp_path: Path) -> None:
+    """As root, `gemmary convert model /dev/null` would have made the device a file."""
+    os.mkfifo(tmp_path / "pipe")
+    expected = pytest.raises(FileError, match=r"expected the name of a file to write, got .*pipe, a device or a pipe")
+    with expected, written_whole(tmp_path / "pipe"):
+        raise AssertionError("not reached")
+    assert (tmp_path / "pipe").is_fifo()

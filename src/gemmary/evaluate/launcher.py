@@ -39,8 +39,10 @@ def main() -> None:
     'main'
     """
     job = marshal.load(sys.stdin.buffer)
-    with Path(os.devnull).open("rb") as null:
-        os.dup2(null.fileno(), 0)
+    nothing, nobody = os.pipe()  # whose end comes at once
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    os.close(nobody)
     os.umask(0o022)
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGCHLD))
     idle_users = (2**30 + os.getpid(), 65534)  # one that is nobody's, or nobody where numbers end before that

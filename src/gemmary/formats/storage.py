@@ -66,7 +66,7 @@ class FileBytes:
 def written_whole(path: Path) -> Iterator[BinaryIO]:
     """A file to write that takes its place at `path` only when the block ends well and its bytes are on the disk.
 
-    Raises FileError when the disk refuses.
+    Raises FileError when the disk refuses, and for a device or a pipe, whose place a file must not take.
 
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     with written_whole(Path(folder, "four")) as file:
@@ -75,6 +75,8 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
     ['four']
     """
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise FileError(f"expected the name of a file to write, got {path}, a device or a pipe: choose another")
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     except OSError as error:
