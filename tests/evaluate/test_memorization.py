@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gemmary
-from gemmary.base.errors import FileError, InputError, MissingExtraError
+from gemmary.base.errors import InputError, MissingExtraError
 from gemmary.evaluate.memorization import (
     OUTCOMES,
     SEVERITIES,
@@ -22,7 +22,6 @@ from gemmary.evaluate.memorization import (
     draw,
     measure,
     personal_data,
-    read_sources,
 )
 from gemmary.generate.request import Request
 from gemmary.generate.scripted import ScriptedGenerator
@@ -271,64 +270,6 @@ def test_a_plot_without_matplotlib_says_what_to_install(monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(MissingExtraError, match=r"needs matplotlib: pip install 'gemmary\[evaluate\]'"):
         draw(some_result(), tmp_path / "bars.png")
-
-
-def write(folder: Path, files: dict[str, str]) -> Path:
-    for name, text in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(text.encode())
-    return folder
-
-
-def test_sources_are_folders_and_files_of_documents(tmp_path: Path) -> None:
-    files = {
-        "code/b.py": "print()\n",
-        "code/a/deep.rst": "Deep\n====\n",
-        "code/logo.svg": "<svg/>",
-        "code/.venv/lib.py": "pass",
-        "v1.0/notes.md": "\ufeff# Notes",
-        "web.jsonl": '{"text": "one\\ntwo", "id": 1}\n\n{"text": ""}\n',
-        "books.txt": "First.\n\nStill first.\n<|endoftext|>\n  Second.\n<|endoftext|>\n",
-        ".hidden.txt": "no",
-        "README.md": "no",
-    }
-    assert read_sources(write(tmp_path, files)) == {
-        "books": ["First.\n\nStill first.", "  Second."],
-        "code": ["Deep\n====\n", "print()\n"],
-        "v1.0": ["# Notes"],
-        "web": ["one\ntwo", ""],
-    }
-
-
-@pytest.mark.parametrize(
-    ("files", "message"),
-    [
-        ({}, "expected folders, .jsonl or .txt files in"),
-        ({"notes.md": "x"}, "expected folders, .jsonl or .txt files in"),
-        ({"code/logo.svg": "x"}, "expected .txt, .md, .rst, .py files in"),
-        ({"web.jsonl": "\n"}, "expected documents in"),
-        ({"a.txt": " <|endoftext|> "}, "expected documents in"),
-        ({"a.txt": "x", "a.jsonl": '{"text": "x"}'}, "expected one folder or file for each source, got two for a"),
-        ({"a.jsonl": '{"text": "x"}\n{"text"}\n'}, r"expected JSON, got something else: .*a.jsonl, line 2\)$"),
-        ({"a.jsonl": '{"body": "x"}'}, 'expected an object with a string in "text", got {"body": "x"}'),
-        ({"a.jsonl": '{"text": 5}'}, 'expected an object with a string in "text", got {"text": 5}'),
-        ({"a.jsonl": "[1]"}, r'expected an object with a string in "text", got \[1\]'),
-    ],
-)
-def test_a_source_that_cannot_be_used_is_named(tmp_path: Path, files: dict[str, str], message: str) -> None:
-    with pytest.raises(FileError, match=message):
-        read_sources(write(tmp_path, files))
-
-
-def test_what_is_no_folder_or_cannot_be_read_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileError, match=r"^expected a folder of sources, got none at .*nowhere: give"):
-        read_sources(tmp_path / "nowhere")
-    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
-    with pytest.raises(FileError, match=r"^expected UTF-8 text, got the byte 0xE9 at offset 3: .*latin\.txt"):
-        read_sources(tmp_path)
-    (tmp_path / "a.txt").symlink_to(tmp_path / "gone")
-    with pytest.raises(FileError, match=r"^expected a readable file, got .*a\.txt: "):
-        read_sources(tmp_path)
 
 
 @pytest.mark.slow

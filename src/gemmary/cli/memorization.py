@@ -12,7 +12,7 @@ from gemmary.cli.progress import Progress
 
 def memorization(
     sources: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="A folder or a .jsonl or .txt file in it for each source.")
+        Path, typer.Argument(metavar="FOLDER", help="A folder, or a .jsonl or .txt file in it, for each source.")
     ],
     model: options.Model = None,
     adapter: options.Adapter = None,
@@ -34,7 +34,8 @@ def memorization(
     gemmary.base.errors.FileError: expected a folder ...
     """
     from gemmary.api import load
-    from gemmary.evaluate.memorization import draw, measure, read_sources
+    from gemmary.corpus.sources import read_sources
+    from gemmary.evaluate.memorization import draw, measure
     from gemmary.formats.storage import write_json, written_whole
 
     texts = read_sources(sources)

@@ -58,10 +58,19 @@ def files(source: str | Path) -> list[Path]:
     if not path.exists():
         raise FileError(f"expected a file or folder of tuning data, got nothing at {name}: give the path of one")
     within = sorted(path.rglob("*")) if path.is_dir() else [path]
-    known = [each for each in within if _KINDS.search(each.name) and each.name != _NO_ROWS and each.is_file()]
+    known = [each for each in within if has_rows(each) and each.name != _NO_ROWS and each.is_file()]
     if not known:
         raise FileError(f"expected .jsonl, .json or .txt (also with .gz), or .parquet, got {name}: convert it to one")
     return [each for each in known if not _OTHER_SPLIT.search(str(each.relative_to(path)).lower())] or known
+
+
+def has_rows(file: Path) -> bool:
+    """Whether a file's name says that `rows` reads it.
+
+    >>> has_rows(Path("web.jsonl.gz")), has_rows(Path("logo.svg"))
+    (True, False)
+    """
+    return _KINDS.search(file.name) is not None
 
 
 def rows(file: Path) -> Iterator[Row]:

@@ -11,10 +11,9 @@ pass a checksum by chance, an address may be nobody's. Yet what has no form, suc
 in the prompt. What they find is counted and neither kept nor shown.
 """
 
-import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from ipaddress import ip_address
@@ -25,17 +24,16 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-from gemmary.base.errors import FileError, InputError, MissingExtraError
+from gemmary.base.errors import InputError, MissingExtraError
 from gemmary.evaluate.intervals import wilson
 from gemmary.generate.generator import Generator
 from gemmary.generate.request import Request
-from gemmary.text.tokenizer import Tokenizer, decode_utf8
+from gemmary.text.tokenizer import Tokenizer
 
 LENGTH = 50  # tokens of a prompt, and of what follows it
 MOST_EDITS = LENGTH // 10  # inserted, left out or changed tokens of what is approximately memorised
 _BATCH = 64  # prompts between two ticks
 _HEAD = 1 << 14  # characters of a document that are encoded: far more than 100 of the longest pieces
-_WORDS = (".txt", ".md", ".rst", ".py")  # files that are a document each
 
 Outcome = Literal["exact", "approximate", "personal", "sensitive"]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
@@ -274,75 +272,6 @@ def draw(result: Memorization, path: Path) -> None:
         axes.set_ylim(positive.min() / 10, 1)
     axes.legend()
     figure.savefig(path, format="png", dpi=120)
-
-
-def read_sources(folder: Path) -> dict[str, list[str]]:
-    """The documents of each source in a folder, by the source's name; all are held in memory.
-
-    A source is one of these; other files are passed over, and what begins with a dot:
-        NAME/         each .txt, .md, .rst or .py file in it, however deep, is a document
-        NAME.jsonl    an object a line, with a document in "text"
-        NAME.txt      a document, or more with <|endoftext|> between them
-
-    Raises FileError for a folder or a source in which there is nothing, and for what cannot be read.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     _ = Path(folder, "songs.txt").write_text("Rain.<|endoftext|>Sun.", "utf-8")
-    ...     read_sources(Path(folder))
-    {'songs': ['Rain.', 'Sun.']}
-    """
-    if not folder.is_dir():
-        raise FileError(f"expected a folder of sources, got none at {folder}: give the path of one")
-    found: dict[str, list[str]] = {}
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or not (path.is_dir() or path.suffix in (".jsonl", ".txt")):
-            continue
-        name = path.name if path.is_dir() else path.stem
-        if name in found:
-            raise FileError(f"expected one folder or file for each source, got two for {name}: rename one of them")
-        found[name] = list(_documents(path))
-        if not found[name]:
-            kinds = f"{', '.join(_WORDS)} files" if path.is_dir() else "documents"
-            raise FileError(f"expected {kinds} in {path}, got none: add some or take it away")
-    if not found:
-        raise FileError(f"expected folders, .jsonl or .txt files in {folder}, got none: put each source into one")
-    return found
-
-
-def _documents(path: Path) -> Iterator[str]:
-    if path.is_dir():
-        for each in sorted(path.rglob("*")):
-            is_hidden = any(part.startswith(".") for part in each.relative_to(path).parts)
-            if each.suffix in _WORDS and each.is_file() and not is_hidden:
-                yield _text(each)
-    elif path.suffix == ".txt":
-        parts = (part.strip("\r\n") for part in _text(path).split("<|endoftext|>"))
-        yield from (part for part in parts if part.strip())
-    else:
-        for number, line in enumerate(_text(path).split("\n"), 1):
-            if line.strip():
-                yield _field(line, f"{path}, line {number}")
-
-
-def _text(path: Path) -> str:
-    try:
-        return decode_utf8(path.read_bytes()).removeprefix("\ufeff")
-    except InputError as error:
-        raise FileError(f"{error} ({path})") from None
-    except OSError as error:
-        raise FileError(f"expected a readable file, got {path}: {error}; fetch or write it again") from None
-
-
-def _field(line: str, place: str) -> str:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise FileError(f"expected JSON, got something else: {error}; write an object a line ({place})") from None
-    text = row.get("text") if isinstance(row, dict) else None
-    if not isinstance(text, str):
-        raise FileError(f'expected an object with a string in "text", got {line.strip()[:40]}: write one ({place})')
-    return text
 
 
 def _require(what: str, *modules: str) -> None:
