@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The frozen values that go into and come out of a Generator: Sampling, Request, Token, Completion, Score."""
+"""The frozen values that go into and come out of a Generator: Sampling, Grammar, Request, Token, Completion, Score."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from gemmary.base.errors import InputError
 
 FinishReason = Literal["stop", "length", "cancelled"]
+MOST_ALTERNATIVES = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,21 @@ class Sampling:
                 raise InputError(f"expected {name} {expected}, got {getattr(self, name)}: {remedy}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Grammar:
+    """What a reply may be: all of it, from its first character to its end, follows this text.
+
+    `text` is a JSON schema, a regular expression or a grammar in llguidance's dialect of Lark, as `kind` says. What is
+    wrong with it shows when it is used.
+
+    >>> Grammar(kind="regex", text="yes|no").kind
+    'regex'
+    """
+
+    kind: Literal["json_schema", "regex", "lark"]
+    text: str
+
+
 @dataclass(frozen=True)
 class Request:
     """A prompt to continue. Text is encoded by the Generator with BOS once; token ids are taken as they are.
@@ -61,7 +77,8 @@ class Request:
     >>> Request("The capital of France is", max_tokens=8).sampling.temperature
     0.0
 
-    Raises InputError for an empty prompt, an empty stop string, or max_tokens below 1.
+    Raises InputError for an empty prompt, an empty stop string, max_tokens below 1, alternatives out of 0..20, or a
+    bias that is not finite.
     """
 
     prompt: str | Sequence[int]
@@ -69,6 +86,9 @@ class Request:
     sampling: Sampling = field(default_factory=Sampling)
     stop: tuple[str, ...] = ()  # strings that end the reply and are not part of it
     ignore_stop_ids: bool = False  # go on past end-of-turn and EOS, for benchmarks
+    grammar: Grammar | None = None  # what the reply must follow
+    bias: Mapping[int, float] = field(default_factory=dict)  # added to the logits of these ids
+    alternatives: int | None = None  # report each token's probability, and those of as many most probable ones
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
@@ -77,6 +97,12 @@ class Request:
             raise InputError("expected a prompt, got an empty one: write some text, or pass the BOS id alone")
         if any(not text for text in self.stop):
             raise InputError("expected stop strings of at least one character, got an empty one: leave it out")
+        if self.alternatives is not None and not 0 <= self.alternatives <= MOST_ALTERNATIVES:
+            raise InputError(
+                f"expected alternatives in 0..{MOST_ALTERNATIVES}, got {self.alternatives}: ask for fewer, or for None"
+            )
+        if not all(math.isfinite(value) for value in self.bias.values()):
+            raise InputError(f"expected a bias of finite numbers, got {dict(self.bias)}: use -100 to forbid a token")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +116,9 @@ class Token:
     id: int
     text: str
     finish_reason: FinishReason | None = None  # set on the last token only
+    # the model's own, before bias, grammar and sampling; only where the request has asked for alternatives
+    log_prob: float | None = None
+    alternatives: tuple[tuple[int, float], ...] = ()  # ids and log probabilities, the most probable first
 
 
 @dataclass(frozen=True, kw_only=True)
