@@ -14,21 +14,20 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import accumulate, takewhile, zip_longest
+from itertools import accumulate, takewhile
 from operator import eq
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gemmary.base.config import GemmaConfig
 from gemmary.base.errors import InputError
+from gemmary.generate.constrain import Constraints
 from gemmary.generate.draft import Drafter
-from gemmary.generate.generator import Engine
-from gemmary.generate.request import Completion, FinishReason, Request, Score, Token, Usage
+from gemmary.generate.generator import Engine, Stream
+from gemmary.generate.reply import Reply
+from gemmary.generate.request import Completion, Request, Score, Token
 from gemmary.generate.row import Row
-from gemmary.generate.sampling import sample
 from gemmary.generate.scheduler import Part, Scheduler
-from gemmary.text.stream import Detokenizer
 from gemmary.text.tokenizer import Tokenizer
 
 
@@ -60,6 +59,7 @@ class BatchedGenerator:
         # a row of padding that seems most probable would screen out what is most probable without it
         self._may_screen = engine.config.vocab_size == tokenizer.vocab_size
         self._drafter = drafter
+        self._constraints = Constraints(tokenizer)
         self._scheduler = Scheduler(
             num_slots=engine.num_slots,
             max_length=engine.max_length,
@@ -67,7 +67,7 @@ class BatchedGenerator:
             keep=engine.keep,
             num_drafts=engine.num_drafts if drafter else 0,
         )
-        self._jobs: dict[Row, _Reply | _Judgement] = {}
+        self._jobs: dict[Row, Reply | _Judgement] = {}
         self._changed = threading.Condition()  # guards the scheduler and the jobs; told after every step
         self._is_stepping = False
 
@@ -91,9 +91,10 @@ class BatchedGenerator:
         """The most tokens of a prompt and its reply together."""
         return self._engine.max_length
 
-    def stream(self, request: Request) -> Iterator[Token]:
+    def stream(self, request: Request) -> Stream:
         """One reply, token by token; the request is checked at once and begins with the first token asked for."""
-        return self._stream(self._reply(request))
+        reply = self._reply(request)
+        return _Stream(self._stream(reply), lambda: self._cancel(reply))
 
     def complete(self, requests: Sequence[Request]) -> list[Completion]:
         """Whole replies, in the order of the requests, computed together."""
@@ -127,13 +128,15 @@ class BatchedGenerator:
                 self._run_until(lambda: not lanes or any(lane[0].is_done for lane in lanes))
         return [job.score() for job in jobs]
 
-    def _reply(self, request: Request) -> "_Reply":
+    def _reply(self, request: Request) -> "Reply":
         text = request.prompt
         ids = self._tokenizer.prompt(text) if isinstance(text, str) else self._checked(text)
         self._scheduler.check_length(len(ids))
+        self._checked(list(request.bias))
         stop_ids = frozenset() if request.ignore_stop_ids else self._tokenizer.stop_ids
         row = Row(tokens=ids, max_tokens=request.max_tokens, stop_ids=stop_ids)
-        return _Reply(row, request, self._tokenizer)
+        constraint = None if request.grammar is None else self._constraints.begin(request.grammar)
+        return Reply(row, request, self._tokenizer, constraint)
 
     def _judgement(self, sequence: Sequence[int], num_given: int) -> "_Judgement":
         ids = self._checked(sequence)
@@ -153,21 +156,32 @@ class BatchedGenerator:
                 )
         return [int(token_id) for token_id in ids]
 
-    def _stream(self, reply: "_Reply") -> Iterator[Token]:
+    def _stream(self, reply: "Reply") -> Iterator[Token]:
+        if reply.is_done:
+            return  # closed before it began
         with self._submitted([reply]):
             while True:
                 self._run_until(lambda: bool(reply.tokens) or reply.is_done)
-                token = reply.next_token()
+                if (token := reply.next_token()) is None:
+                    return
                 yield token
                 if token.finish_reason is not None:
                     return
 
-    @contextmanager
-    def _submitted(self, jobs: Sequence["_Reply | _Judgement"]) -> Iterator[Callable[["_Reply | _Judgement"], None]]:
-        """Put jobs in the queue, and more as they are given; however the block ends, none of them keeps a slot."""
-        submitted: list[_Reply | _Judgement] = []
+    def _cancel(self, reply: Reply) -> None:
+        with self._changed:
+            reply.is_done = True
+            reply.tokens.clear()
+            if self._jobs.pop(reply.row, None) is not None:
+                self._scheduler.finish(reply.row, "cancelled")
+            self._changed.notify_all()
 
-        def submit(job: "_Reply | _Judgement") -> None:
+    @contextmanager
+    def _submitted(self, jobs: Sequence["Reply | _Judgement"]) -> Iterator[Callable[["Reply | _Judgement"], None]]:
+        """Put jobs in the queue, and more as they are given; however the block ends, none of them keeps a slot."""
+        submitted: list[Reply | _Judgement] = []
+
+        def submit(job: "Reply | _Judgement") -> None:
             with self._changed:
                 submitted.append(job)
                 self._jobs[job.row] = job
@@ -211,16 +225,16 @@ class BatchedGenerator:
         drafts = self._drafter.propose(rows) if self._drafter and rows else {}
         with self._changed:
             work = [(part, self._jobs[part.row]) for part in self._scheduler.plan(drafts)]
-        replies = [(part, job) for part, job in work if isinstance(job, _Reply)]
+        replies = [(part, job) for part, job in work if isinstance(job, Reply)]
         judged = [(part, job) for part, job in work if isinstance(job, _Judgement)]
         if replies:
             self._step_replies(replies)
         if judged:
             self._step_judged(judged)
 
-    def _step_replies(self, work: list[tuple[Part, "_Reply"]]) -> None:
+    def _step_replies(self, work: list[tuple[Part, "Reply"]]) -> None:
         began = time.perf_counter()
-        screens = self._may_screen and all(job.is_greedy for _, job in work)
+        screens = self._may_screen and all(job.may_screen for _, job in work)
         run = self._engine.candidates if screens else self._engine.logits
         logits = run([part.chunk for part, _ in work])
         # rows of the embedding past the vocabulary are padding and stand for nothing
@@ -236,7 +250,7 @@ class BatchedGenerator:
                     self._advance(part, job, token, began)
                 self._scheduler.judge(part, sum(map(eq, part.drafts, part.row.tokens[before:])))
 
-    def _advance(self, part: Part, job: "_Reply", token: int | None, began: float) -> None:
+    def _advance(self, part: Part, job: "Reply", token: int | None, began: float) -> None:
         if part.row.finish_reason is not None:
             return  # cancelled meanwhile, or ended by a token before
         self._scheduler.advance(part, token)
@@ -258,67 +272,21 @@ class BatchedGenerator:
                 self._scheduler.advance(part, None)
 
 
-class _Reply:
-    """A reply in the making: its row, the tokens nobody has taken yet, and the clock."""
+class _Stream:
+    """A reply's tokens as they come; closing it, from any thread, frees its place even while another waits for one."""
 
-    def __init__(self, row: Row, request: Request, tokenizer: Tokenizer) -> None:
-        self.row = row
-        self.tokens: deque[Token] = deque()
-        self.is_done = False
-        self._sampling = request.sampling
-        self.is_greedy = request.sampling.is_greedy
-        self._detokenizer = Detokenizer(tokenizer, request.stop)
-        self._error: InputError | None = None
-        self._times: list[float] = []  # when the prompt began, and each token came
+    def __init__(self, tokens: Iterator[Token], cancel: Callable[[], None]) -> None:
+        self._tokens = tokens
+        self._cancel = cancel
 
-    def pick(self, part: Part, logits: NDArray[np.float32]) -> list[int]:
-        """The next tokens from logits (num_logits, V): one, and one more for each draft that is what was picked.
+    def __iter__(self) -> Iterator[Token]:
+        return self
 
-        Logits that are unfit fail this request and not its neighbours; those after a draft are met again, without it.
-        """
-        tokens, picked = self.row.tokens, list[int]()
-        for row, draft in zip_longest(logits, part.drafts):
-            try:
-                history = [*tokens, *picked] if picked else tokens
-                picked.append(sample(row, self._sampling, len(history), history))
-            except InputError as error:
-                self._error = None if picked else error
-                break
-            if picked[-1] != draft:
-                break
-        return picked
+    def __next__(self) -> Token:
+        return next(self._tokens)
 
-    def advance(self, token: int | None, began: float) -> None:
-        if not self._times:
-            self._times.append(began)
-        if token is not None:
-            self._times.append(time.perf_counter())
-            self.tokens.append(spell(self._detokenizer, token, self.row.finish_reason))
-            self.is_done = self.tokens[-1].finish_reason is not None
-        self.is_done = self.is_done or self._error is not None
-
-    def next_token(self) -> Token:
-        if not self.tokens and self._error is not None:
-            raise self._error
-        return self.tokens.popleft()
-
-    def completion(self) -> Completion:
-        if self._error is not None:
-            raise self._error
-        prompt, times = self.row.num_prompt, self._times
-        usage = Usage(
-            prompt_tokens=prompt,
-            completion_tokens=len(self.row.tokens) - prompt,
-            cached_tokens=self.row.num_cached,
-            prefill_seconds=times[1] - times[0],
-            decode_seconds=times[-1] - times[1],
-            drafted_tokens=self.row.num_drafted,
-            accepted_tokens=self.row.num_accepted,
-        )
-        reason = self.tokens[-1].finish_reason
-        assert reason is not None
-        text = "".join(token.text for token in self.tokens)
-        return Completion(ids=tuple(self.row.tokens[prompt:]), text=text, finish_reason=reason, usage=usage)
+    def close(self) -> None:
+        self._cancel()
 
 
 class _Judgement:
@@ -362,24 +330,6 @@ def chains(contexts: Sequence[Sequence[int]]) -> list[list[int]]:
             found.append([at])
         before = context
     return found
-
-
-def spell(detokenizer: Detokenizer, token_id: int, reason: FinishReason | None) -> Token:
-    """The Token of an id; `reason` is "stop" for a stop id, whose text is not shown, "length" at the end of the room.
-
-    A stop string that is complete with this token is a reason too.
-
-    >>> from gemmary.formats.sentencepiece import Vocabulary
-    >>> rows = Vocabulary.from_rows(["<pad>", "<eos>", "<bos>", "<unk>", "ab"], [0] * 5, [3, 3, 3, 2, 1])
-    >>> spell(Detokenizer(Tokenizer(rows), stop=("b",)), 4, None)
-    Token(id=4, text='a', finish_reason='stop')
-    """
-    text = "" if reason == "stop" else detokenizer.push(token_id)
-    if detokenizer.is_stopped:
-        reason = "stop"
-    if reason is not None:
-        text += detokenizer.flush()
-    return Token(id=token_id, text=text, finish_reason=reason)
 
 
 @contextmanager

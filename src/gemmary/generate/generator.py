@@ -18,6 +18,22 @@ from gemmary.generate.request import Completion, Request, Score, Token
 from gemmary.text.tokenizer import Tokenizer
 
 
+class Stream(Protocol):
+    """The tokens of one reply as they come, the last one with a finish reason; a Python generator is one."""
+
+    def __iter__(self) -> Iterator[Token]:
+        """Itself."""
+        ...
+
+    def __next__(self) -> Token:
+        """The next token, when there is one."""
+        ...
+
+    def close(self) -> None:
+        """End the reply and free its place at once; where the generator says so, from any thread."""
+        ...
+
+
 class Generator(Protocol):
     """Something that continues token sequences. Nothing above this line knows which engine it is."""
 
@@ -36,8 +52,8 @@ class Generator(Protocol):
         """The most tokens of a prompt and its reply together."""
         ...
 
-    def stream(self, request: Request) -> Iterator[Token]:
-        """One reply, token by token; safe from any thread; closing the iterator frees its place at once."""
+    def stream(self, request: Request) -> Stream:
+        """One reply, token by token; safe from any thread; closing the stream frees its place at once."""
         ...
 
     def complete(self, requests: Sequence[Request]) -> list[Completion]:

@@ -106,22 +106,6 @@ class Request:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Token:
-    """One step of a reply: the token and the text that became certain with it (may be empty, never half a character).
-
-    >>> Token(id=108, text="\\n").finish_reason is None
-    True
-    """
-
-    id: int
-    text: str
-    finish_reason: FinishReason | None = None  # set on the last token only
-    # the model's own, before bias, grammar and sampling; only where the request has asked for alternatives
-    log_prob: float | None = None
-    alternatives: tuple[tuple[int, float], ...] = ()  # ids and log probabilities, the most probable first
-
-
-@dataclass(frozen=True, kw_only=True)
 class Usage:
     """What a request cost. Seconds are wall-clock; `cached_tokens` of the prompt were already in the cache.
 
@@ -147,6 +131,23 @@ class Usage:
         2
         """
         return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Token:
+    """One step of a reply: the token and the text that became certain with it (may be empty, never half a character).
+
+    >>> Token(id=108, text="\\n").finish_reason is None
+    True
+    """
+
+    id: int
+    text: str
+    finish_reason: FinishReason | None = None  # set on the last token only
+    usage: Usage | None = None  # likewise
+    # the model's own, before bias, grammar and sampling; only where the request has asked for alternatives
+    log_prob: float | None = None
+    alternatives: tuple[tuple[int, float], ...] = ()  # ids and log probabilities, the most probable first
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,13 +9,15 @@ Replies come token by token and obey max_tokens, stop strings and stop ids, as a
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from gemmary.base.config import GemmaConfig
 from gemmary.base.errors import InputError
 from gemmary.formats.sentencepiece import SPACE, Kind, Vocabulary
-from gemmary.generate.batched import spell
+from gemmary.generate.generator import Stream
+from gemmary.generate.reply import spell
 from gemmary.generate.request import Completion, FinishReason, Request, Score, Token, Usage
 from gemmary.text.stream import Detokenizer
 from gemmary.text.tokenizer import Tokenizer
@@ -63,7 +65,7 @@ class ScriptedGenerator:
         """The most tokens of a prompt and its reply together; longer ones are answered all the same."""
         return self._config.max_length
 
-    def stream(self, request: Request) -> Iterator[Token]:
+    def stream(self, request: Request) -> Stream:
         """The scripted reply, token by token."""
         self.requests.append(request)
         return self._spelled(request, self._reply(request))
@@ -81,16 +83,8 @@ class ScriptedGenerator:
 
     def _completion(self, request: Request) -> Completion:
         tokens = list(self.stream(request))
-        prompt, reason = request.prompt, tokens[-1].finish_reason
-        assert reason is not None
-        num_prompt = len(self._tokenizer.prompt(prompt) if isinstance(prompt, str) else prompt)
-        usage = Usage(
-            prompt_tokens=num_prompt,
-            completion_tokens=len(tokens),
-            cached_tokens=0,
-            prefill_seconds=0.0,
-            decode_seconds=0.0,
-        )
+        reason, usage = tokens[-1].finish_reason, tokens[-1].usage
+        assert reason is not None and usage is not None
         text = "".join(token.text for token in tokens)
         return Completion(ids=tuple(token.id for token in tokens), text=text, finish_reason=reason, usage=usage)
 
@@ -103,15 +97,28 @@ class ScriptedGenerator:
             raise InputError(f"expected a prompt with one of {', '.join(map(repr, self._replies))}, got {text!r}")
         return found[max(found)]
 
-    def _spelled(self, request: Request, reply: str) -> Iterator[Token]:
+    def _spelled(self, request: Request, reply: str) -> Stream:
         ids = [*self._tokenizer.encode(reply), self._tokenizer.eos_id][: request.max_tokens]
         detokenizer = Detokenizer(self._tokenizer, request.stop)
         for count, token_id in enumerate(ids, start=1):
             reason: FinishReason | None = "length" if count == request.max_tokens else None
             token = spell(detokenizer, token_id, "stop" if token_id == self._tokenizer.eos_id else reason)
-            yield token
+            if request.alternatives is not None:  # what is scripted is certain
+                token = replace(token, log_prob=0.0, alternatives=((token_id, 0.0),)[: request.alternatives])
             if token.finish_reason is not None:
+                yield replace(token, usage=self._usage(request, count))
                 return
+            yield token
+
+    def _usage(self, request: Request, count: int) -> Usage:
+        prompt = request.prompt
+        return Usage(
+            prompt_tokens=len(self._tokenizer.prompt(prompt) if isinstance(prompt, str) else prompt),
+            completion_tokens=count,
+            cached_tokens=0,
+            prefill_seconds=0.0,
+            decode_seconds=0.0,
+        )
 
 
 def byte_tokenizer() -> Tokenizer:
