@@ -94,7 +94,8 @@ class Constraint:
         self._matcher = matcher
         self._grammar = grammar
         self._unk_id = unk_id
-        self._mask: NDArray[np.uint8] | None = self._next_mask()
+        self._mask: NDArray[np.uint8] | None = None
+        self._bits()
 
     def allow(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         """A copy of logits (V,) with -inf for every token that may not come next.
@@ -107,36 +108,33 @@ class Constraint:
         >>> int(constraint.allow(np.ones(263, np.float32)).argmax()) - 6 == ord("a")
         True
         """
-        if self._mask is None:
-            self._mask = self._next_mask()
-        allowed = np.unpackbits(self._mask, count=len(logits), bitorder="little").view(np.bool_)
+        allowed = np.unpackbits(self._bits(), count=len(logits), bitorder="little").view(np.bool_)
         return np.where(allowed, logits, np.float32(-np.inf))
 
     def consume(self, token_id: int) -> None:
-        """Go on after a token; raises InputError for one that may not come, and as `allow` does.
+        """Go on after a token; raises InputError for one that may not come.
 
         >>> from gemmary.generate.scripted import byte_tokenizer
         >>> Constraints(byte_tokenizer()).begin(Grammar(kind="regex", text="ab")).consume(6 + ord("b"))
         Traceback (most recent call last):
         gemmary.base.errors.InputError: expected a token that the regular expression allows, got 104: ...
         """
-        was_allowed = self._mask is not None and _has(self._mask, token_id)
+        if not _has(self._bits(), token_id):
+            name = _NAMES[self._grammar.kind]
+            raise InputError(f"expected a token that the {name} allows, got {token_id}: pick from what `allow` leaves")
+        self._matcher.consume_token(token_id)  # where this fails there is no mask after it
         self._mask = None
-        if self._matcher.consume_token(token_id):
-            return
-        if was_allowed:
-            raise _refused(self._grammar, self._matcher.get_error())
-        name, reason = _NAMES[self._grammar.kind], _reason(self._matcher.get_error())
-        raise InputError(f"expected a token that the {name} allows, got {token_id}: {reason}")
 
-    def _next_mask(self) -> NDArray[np.uint8]:
-        """A bit for each token, the lowest first."""
-        mask = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
-        if self._matcher.is_error():
-            raise _refused(self._grammar, self._matcher.get_error())
-        if _has(mask, self._unk_id):  # the one text that can follow is one it cannot write
-            raise _refused(self._grammar, "NoExtensionBias")
-        return mask
+    def _bits(self) -> NDArray[np.uint8]:
+        """A bit for each token that may come next, the lowest first."""
+        if self._mask is None:
+            mask = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+            if self._matcher.is_error():
+                raise _refused(self._grammar, self._matcher.get_error())
+            if _has(mask, self._unk_id):  # the one text that can follow is one it cannot write
+                raise _refused(self._grammar, "NoExtensionBias")
+            self._mask = mask
+        return self._mask
 
 
 class _Pieces:
