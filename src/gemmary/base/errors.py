@@ -7,6 +7,7 @@ GemmaryError
 ├── FileError             a file that is missing, damaged or of an unknown kind
 │   └── CheckpointError   tensors missing, duplicate, of a wrong shape, or not finite
 ├── TrainingError         a training that cannot go on: numbers that are not finite, step after step
+├── BusyError             a server whose queue is full
 ├── UnknownModelError     a name of a model or data set that resolves to nothing
 │   └── GatedError        a download that waits for accepted terms
 └── MissingExtraError     an optional dependency that is not installed
@@ -59,6 +60,18 @@ class TrainingError(GemmaryError):
     >>> issubclass(TrainingError, GemmaryError)
     True
     """
+
+
+class BusyError(GemmaryError):
+    """A server whose queue is full; `seconds` says when to come back.
+
+    >>> BusyError("expected room, got none: come back in 2 seconds", seconds=2).seconds
+    2
+    """
+
+    def __init__(self, message: str, *, seconds: int) -> None:
+        super().__init__(message)
+        self.seconds = seconds
 
 
 class UnknownModelError(GemmaryError):

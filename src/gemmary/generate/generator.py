@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two protocols everything else stands on: Generator (three verbs) above, Engine (logits for slots) below.
+"""The protocols everything else stands on: Generator (three verbs) and Embedder above, Engine (slots) below.
 
-serve, evaluate, safety, train, cli ──► Generator.stream / complete / score
+serve, evaluate, safety, train, cli ──► Generator.stream / complete / score, Embedder.embed
                                             │   scheduler.py, sampling.py: plain code, shared
-                                        Engine.logits / score / keep   (Keras, native)
+                                        Engine.logits / score / embed / keep   (Keras, native)
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,6 +65,26 @@ class Generator(Protocol):
 
         `contexts` says how many first tokens of each are given and not judged: 1 unless told, the BOS id. What
         sequences have in common there is computed once.
+        """
+        ...
+
+
+@runtime_checkable
+class Embedder(Protocol):
+    """A Generator that can also say what it makes of a whole text: one vector."""
+
+    def embed(self, sequences: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """The (N, D) means of the sequences' hidden states after the last norm, each of length 1."""
+        ...
+
+
+class Embedder(Protocol):
+    """Something that turns token sequences into vectors that lie near each other where their texts mean the same."""
+
+    def embed(self, sequences: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """A row of length 1 for each sequence, (N, D); a sequence begins with the BOS id.
+
+        It is the mean over the sequence's tokens of what the final norm gives after each.
         """
         ...
 
@@ -138,6 +158,10 @@ class Engine(Protocol):
 
     def score(self, chunks: Sequence[Chunk], targets: Sequence[Sequence[int]]) -> list[Score]:
         """Run the chunks and judge, for each of their tokens, the target that is said to follow it."""
+        ...
+
+    def embed(self, chunks: Sequence[Chunk]) -> NDArray[np.float32]:
+        """Run the chunks; of each the sum over its tokens of the final norm's output, (number of chunks, D)."""
         ...
 
     def keep(self, slot: int, length: int) -> int:
