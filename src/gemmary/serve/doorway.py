@@ -7,6 +7,7 @@ request ─► host known? ─► from this page or an allowed origin? ─► ke
 
 import hmac
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
@@ -16,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_OPEN = re.compile("/|/health|/page/[^/]+")  # read without the key: the page, which asks for it
 _HEADERS = {
     "content-security-policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
     "referrer-policy": "no-referrer",
@@ -43,7 +45,6 @@ class Rules:
     """
 
     api_key: str | None = field(default=None, repr=False)
-    open_paths: tuple[str, ...] = ("/health",)  # and what is under them; the key is not asked for there
     hosts: tuple[str, ...] | None = None  # names this server is called by; None is any
     origins: tuple[str, ...] = ()  # other sites whose pages may ask
     body_limits: Mapping[str, int] = field(default_factory=lambda: {"": 8 * 2**20})
@@ -55,14 +56,6 @@ class Rules:
         5
         """
         return self.body_limits[max((start for start in self.body_limits if path.startswith(start)), key=len)]
-
-    def is_open(self, path: str) -> bool:
-        """Whether a path is served without the key.
-
-        >>> Rules().is_open("/health"), Rules().is_open("/healthy"), Rules().is_open("/v1/models")
-        (True, False, False)
-        """
-        return any(path == start or path.startswith(f"{start}/") for start in self.open_paths)
 
 
 class Doorway:
@@ -113,10 +106,10 @@ class Doorway:
 
     def _is_key_right(self, scope: Scope, headers: Headers) -> bool:
         key = self.rules.api_key
-        if key is None or self.rules.is_open(scope["path"]):
+        if key is None or (scope["method"] == "GET" and _OPEN.fullmatch(scope["path"])):
             return True
         scheme, _, given = headers.get("authorization", "").partition(" ")
-        return hmac.compare_digest(given.strip().encode(), key.encode()) and scheme.lower() == "bearer"
+        return hmac.compare_digest(given.strip().encode("latin-1"), key.encode()) and scheme.lower() == "bearer"
 
 
 def _is_host(text: str) -> bool:

@@ -197,7 +197,9 @@ def _error(status: int, message: str, code: str | None = None, seconds: int | No
 async def _invalid(http: HttpRequest, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    place = ".".join(str(step) for step in first["loc"][1:]) or "the body"
+    if first["type"] == "json_invalid":
+        return _error(400, f"expected JSON, got a fault at character {first['loc'][-1]}: {first['ctx']['error']}")
+    place = ".".join(str(step) for step in first["loc"][1:]) or "a body"
     came = repr(first.get("input"))[:100]
     return _error(400, f"expected {place} as documented, got {came}: {first['msg']}", code=first["type"])
 
@@ -213,9 +215,12 @@ async def _busy(http: HttpRequest, error: Exception) -> Response:
 
 async def _other(http: HttpRequest, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    known = error.detail != HTTPStatus(error.status_code).phrase
-    message = error.detail if known else f"expected a known path and method, got {http.method} {http.url.path}"
-    return _error(error.status_code, message, code="model_not_found" if known and error.status_code == 404 else None)
+    message = str(error.detail)
+    if message == HTTPStatus(error.status_code).phrase:
+        message = f"expected a known path and method, got {http.method} {http.url.path}: see /openapi.json"
+    elif not message.startswith("expected"):
+        message = f"expected a body that can be read, got one that cannot: {message}"
+    return _error(error.status_code, message)
 
 
 async def _bug(http: HttpRequest, error: Exception) -> Response:
