@@ -108,7 +108,9 @@ class Tools:
         definitions: dict[str, Any] = {}
         calls = []
         for each in self.functions:
-            parameters = {"type": "object", **each.parameters}
+            # arguments that a function does not name would be an error in it
+            more = {"additionalProperties": False} if "properties" in each.parameters else {}
+            parameters = {"type": "object", **more, **each.parameters}
             for name, definition in parameters.pop("$defs", {}).items():  # references count from the root
                 if definitions.setdefault(name, definition) != definition:
                     raise InputError(f"expected one $defs/{name} in all tools, got two: give them different names")
