@@ -180,7 +180,7 @@ def tasks_of(benchmark: Benchmark, *, data: Path | None = None) -> dict[str, Any
 
 
 def run(benchmark: Benchmark, model: LM, *, limit: int | None = None, data: Path | None = None) -> Measured:
-    """Ask a benchmark's items, or the first `limit` of them, spread evenly over its parts, one of each at least.
+    """Ask a benchmark's items, or `limit` of them, spread evenly over its parts and in each, one of each at least.
 
     The data comes from the Hugging Face hub, or from the folder `data` and from nowhere else. `model` is a GeneratorLM
     or any other of lm-eval's. Raises InputError for a benchmark without tasks and FileError for data that is not there.
@@ -194,12 +194,24 @@ def run(benchmark: Benchmark, model: LM, *, limit: int | None = None, data: Path
         raise InputError(f"expected a benchmark that can be run, got {benchmark.title}: {benchmark.protocol}")
     tasks = tasks_of(benchmark, data=data)
     began = time.perf_counter()
-    each = None if limit is None else math.ceil(limit / len(tasks))
+    each = math.inf if limit is None else math.ceil(limit / len(tasks))
+    places = {name: spread(len(task.eval_docs), each) for name, task in tasks.items()}
+    chosen = None if limit is None else places
     results = ask_all(
-        lm=model, task_dict={"tasks": tasks, "groups": {}}, limit=each, bootstrap_iters=0, log_samples=True
+        lm=model, task_dict={"tasks": tasks, "groups": {}}, samples=chosen, bootstrap_iters=0, log_samples=True
     )
-    too_long = model.too_long if isinstance(model, GeneratorLM) else set()
+    found = model.too_long if isinstance(model, GeneratorLM) else set()
+    too_long = {(name, places[name][at]) for name, at in found if name is not None and at is not None}
     return _measured(benchmark, results["samples"], too_long=too_long, seconds=time.perf_counter() - began)
+
+
+def spread(count: int, most: float) -> list[int]:
+    """At most so many of `count` places, evenly: sets are often sorted, HellaSwag by sources of different difficulty.
+
+    >>> spread(10, 4), spread(3, 4)
+    ([0, 2, 5, 7], [0, 1, 2])
+    """
+    return [place * count // int(most) for place in range(int(most))] if most < count else list(range(count))
 
 
 def _leaves(manager: TaskManager, name: str) -> list[str]:
