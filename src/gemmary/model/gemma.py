@@ -239,7 +239,8 @@ def forward(
     (1, 3, 4)
     """
     order = ops.broadcast_to(ops.arange(ids.shape[1], dtype="int32"), ids.shape)
-    masks = {window: attention_mask(order, order, window) for window in set(config.windows)}
+    # in order: a set's would change with the address of None, and with it the program and its name in JAX's cache
+    masks = {window: attention_mask(order, order, window) for window in dict.fromkeys(config.windows)}
     if segments is not None:
         same = ops.expand_dims(segments, 2) == ops.expand_dims(segments, 1)
         masks = {window: ops.logical_and(mask, same) for window, mask in masks.items()}
@@ -283,7 +284,7 @@ def forward_cached(
     ((1, 1, 4), (1, 1, 3, 256))
     """
     positions = span.positions(ids.shape[1])
-    own = {window: attention_mask(positions, positions, window) for window in set(config.windows)}
+    own = {window: attention_mask(positions, positions, window) for window in dict.fromkeys(config.windows)}
     rings = {(window, keys.shape[2]) for window, (keys, _) in zip(config.windows, cache, strict=True) if span.past}
     past = {(window, ring): attention_mask(positions, span.seen(ring), window) for window, ring in rings}
     fresh: list[Pair] = []
