@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/** Conversations in this browser's storage: one entry each, so that tabs do not overwrite each other's; and the settings.
+/** Conversations in this browser's storage, an entry each, so that tabs do not overwrite each other's; and settings.
  *
  * @typedef {{id: string, changed: number, messages: Message[]}} Conversation
  * @typedef {{role: "user" | "assistant", content: string, tokens?: Array, citations?: Array, usage?: Object,
@@ -50,7 +50,7 @@ export const find = (id) => read(PREFIX + id);
 /** Delete a conversation. */
 export const remove = (id) => localStorage.removeItem(PREFIX + id);
 
-/** Store a conversation. Where there is no room, the tokens of the oldest ones go, then its own. @returns {boolean} success */
+/** Store a conversation; without room the tokens of the oldest go, then its own. @returns {boolean} success */
 export function store(conversation) {
   conversation.changed = Date.now();
   if (put(conversation)) return true;

@@ -73,7 +73,7 @@ async function add(input) {
 }
 
 async function remove(id) {
-  await draw(call(`documents/${id}`, { method: "DELETE" }).then((response) => response.json()));
+  await draw(call(`documents/${encodeURIComponent(id)}`, { method: "DELETE" }).then((response) => response.json()));
   $("files").focus();
 }
 

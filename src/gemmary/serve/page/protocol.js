@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/** What the page asks the server: OpenAI's chat protocol as a stream of chunks, and JSON; with the API key, if it wants one. */
+/** What the page asks the server: JSON, and OpenAI's chat protocol as a stream of chunks; with a key if need be. */
 
 import { phrase } from "./words.js";
 
@@ -51,10 +51,12 @@ function posted(body) {
 
 async function reason(response) {
   if (response.status === 429) {
-    return phrase("The server is busy: try again in {seconds} s.", { seconds: response.headers.get("Retry-After") ?? "1" });
+    const seconds = response.headers.get("Retry-After") ?? "1";
+    return phrase("The server is busy: try again in {seconds} s.", { seconds });
   }
   const said = await response.json().catch(() => null); // a proxy's error is no JSON
-  return said?.error?.message ?? phrase("The server answered with {status}: try again.", { status: `${response.status}` });
+  const status = `${response.status}`;
+  return said?.error?.message ?? phrase("The server answered with {status}: try again.", { status });
 }
 
 /** Let the reader type a key, which this tab keeps. */

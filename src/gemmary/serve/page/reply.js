@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/** One reply on the page: it grows by chunks; shown as Markdown, which the server makes HTML of, or as coloured tokens. */
+/** One reply on the page, growing by chunks: shown as HTML, which the server makes of Markdown, or as its tokens. */
 
 import { json } from "./protocol.js";
 import { phrase, say, made } from "./words.js";
@@ -104,7 +104,7 @@ export class Reply {
     list.replaceChildren(...citations.map((citation) => {
       const item = document.createElement("li");
       const place = document.createElement("small");
-      say(place, "lines {first}–{last}", lines(citation));
+      say(place, ...lines(citation));
       item.append(citationButton(citation, `[${citation.number}] ${citation.document}`), place);
       return item;
     }));
@@ -148,8 +148,8 @@ export class Reply {
   #walk(event) {
     const all = [...this.#part("tokens").children];
     const at = all.indexOf(document.activeElement);
-    const goal = { ArrowRight: at + 1, ArrowDown: at + 1, ArrowLeft: at - 1, ArrowUp: at - 1, Home: 0, End: all.length - 1 };
-    const next = all[goal[event.key]];
+    const goals = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: all.length - 1 };
+    const next = all[goals[event.key]];
     if (!next) return;
     event.preventDefault();
     all[at].tabIndex = -1;
@@ -168,7 +168,11 @@ function compact({ token, logprob, top_logprobs }) {
 }
 
 const percent = (probability) => `${Number((probability * 100).toPrecision(probability < 0.1 ? 2 : 3))}%`;
-const lines = (citation) => ({ first: `${citation.first_line}`, last: `${citation.last_line}` });
+
+/** Where a passage stands: a phrase and its values. */
+function lines({ first_line: first, last_line: last }) {
+  return [first === last ? "line {first}" : "lines {first}–{last}", { first: `${first}`, last: `${last}` }];
+}
 
 function showAlternatives(token, text, probability, alternatives) {
   const panel = document.getElementById("alternatives");
@@ -217,7 +221,7 @@ function citationButton(citation, label) {
 function showPassage(citation) {
   const { document: name, heading, text } = citation;
   document.getElementById("passage-title").textContent = name;
-  const place = phrase("lines {first}–{last}", lines(citation));
+  const place = phrase(...lines(citation));
   document.getElementById("passage-place").textContent = heading ? `${place} · ${heading}` : place;
   document.getElementById("passage-text").textContent = text;
   document.getElementById("passage").showModal();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/** The page's phrases: English ones are their own keys, Chinese ones are looked up; what is shown changes with a switch. */
+/** The page's phrases: English ones are their own keys, Chinese ones are looked up; what is shown can be switched. */
 
 const CHINESE = {
   "Add files": "添加文件",
@@ -26,6 +26,7 @@ const CHINESE = {
   "Enter sends, Shift+Enter begins a line, Esc stops": "Enter 发送，Shift+Enter 换行，Esc 停止",
   "History": "历史",
   "Language: English. Switch to Chinese": "语言：中文。切换到英文",
+  "line {first}": "第 {first} 行",
   "lines {first}–{last}": "第 {first}–{last} 行",
   "Max tokens": "最多词元",
   "Message": "消息",
@@ -48,7 +49,8 @@ const CHINESE = {
   "stopped": "已停止",
   "System text": "系统提示",
   "Temperature": "温度",
-  "The browser's storage is full: delete conversations to keep new ones.": "浏览器存储已满：请删除旧对话以保存新对话。",
+  "The browser's storage is full: delete conversations to keep new ones.":
+    "浏览器存储已满：请删除旧对话以保存新对话。",
   "The connection ended before the reply did: try again.": "连接在回复结束前中断：请重试。",
   "The key was not accepted.": "密钥未被接受。",
   "The reply is complete: {text}": "回复完成：{text}",
@@ -64,7 +66,8 @@ const CHINESE = {
   "Top-p": "Top-p",
   "What would you like to know?": "想了解什么？",
   "You": "你",
-  "You are editing a message; what followed it will be replaced.": "正在编辑消息；其后的内容将被替换。",
+  "You are editing a message; what followed it will be replaced.":
+    "正在编辑消息；其后的内容将被替换。",
 };
 
 /** What each element shows: of `text` or an attribute, the phrase and its values. @type {WeakMap<Element, Object>} */
