@@ -245,6 +245,23 @@ def test_scores_are_logarithms_of_the_probabilities(
             assert_near(rest.log_probs, expected[16:])
 
 
+def test_sums_of_hidden_states_are_those_of_the_reference_whatever_the_batch_and_the_chunks(golden: Path) -> None:
+    transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
+    model = transformers.AutoModel.from_pretrained(golden / "model", dtype=torch.float32).eval()
+    texts = [[2, *np.random.default_rng(seed).integers(6, 500, length).tolist()] for seed, length in ((0, 25), (1, 3))]
+    with torch.no_grad():
+        expected = np.stack([model(torch.tensor([ids])).last_hidden_state[0].sum(dim=0).numpy() for ids in texts])
+    checkpoint = open_checkpoint(golden / "model")
+    engine = KerasEngine(checkpoint, num_slots=2, max_length=64, chunk_length=16)
+    found = engine.embed([Chunk(slot=1 - at, start=0, ids=tuple(ids[:16])) for at, ids in enumerate(texts)])
+    found[0] += engine.embed([Chunk(slot=1, start=16, ids=tuple(texts[0][16:]))])[0]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    assert checkpoint.vocabulary is not None
+    embeddings = BatchedGenerator(engine, Tokenizer(checkpoint.vocabulary)).embed(texts)
+    directions = expected / np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(embeddings, directions, rtol=0, atol=1e-5)
+
+
 def test_bfloat16_stays_near_float32(windowed: Checkpoint) -> None:
     ids = drawn(50, 3)
     wide, narrow = (

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gemmary.base.errors import InputError
+from gemmary.base.errors import ContextError, InputError
 from gemmary.formats.checkpoint import open_checkpoint, write_checkpoint
 from gemmary.formats.locate import embedded_default
 from gemmary.generate.batched import BatchedGenerator
@@ -109,6 +109,56 @@ def test_only_greedy_replies_are_screened(monkeypatch: pytest.MonkeyPatch) -> No
         NativeEngine(checkpoint, max_length=32, two_stages=False), Tokenizer(checkpoint.vocabulary)
     )
     assert whole.complete([greedy])[0].ids == alone.ids
+
+
+def hidden_states(sequences: list[list[int]]) -> list[np.ndarray]:
+    """What transformers gives after each token of the golden, normed."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    model = transformers.AutoModel.from_pretrained(GOLDEN / "model", dtype=torch.float32).eval()
+    with torch.no_grad():
+        return [model(torch.tensor([ids])).last_hidden_state[0].numpy() for ids in sequences]
+
+
+@pytest.mark.parametrize("kernels", kernel_sets())
+def test_sums_of_hidden_states_are_those_of_the_reference(kernels: str) -> None:
+    texts = [[2, *np.random.default_rng(seed).integers(6, 500, 40).tolist()] for seed in range(2)]
+    checkpoint = open_checkpoint(GOLDEN / "model")
+    try:
+        engine = NativeEngine(checkpoint, num_slots=2, max_length=64, chunk_length=41, kernels=kernels)
+    except InputError:
+        pytest.skip(f"this processor lacks the instructions of {kernels}")
+    found = engine.embed([Chunk(slot=slot, start=0, ids=tuple(ids)) for slot, ids in enumerate(texts)])
+    for row, states in zip(found, hidden_states(texts), strict=True):
+        expected = states.sum(axis=0)
+        assert np.linalg.norm(row - expected) < 0.03 * np.linalg.norm(expected)  # activations are int8
+    parts = [engine.embed([Chunk(slot=1, start=at, ids=tuple(texts[0][at : at + 9]))]) for at in range(0, 41, 9)]
+    np.testing.assert_allclose(sum(parts)[0], found[0], rtol=0, atol=1e-5 * np.abs(found[0]).max())
+
+
+def test_an_embedding_is_the_direction_of_the_mean_whatever_the_batch_and_the_chunks() -> None:
+    texts = [[2, *np.random.default_rng(seed).integers(6, 500, 5 + 9 * seed).tolist()] for seed in range(5)]
+    alone = generator(GOLDEN / "model", max_length=64)
+    expected = np.concatenate([alone.embed([ids]) for ids in texts])
+    assert expected.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(expected, axis=1), 1, rtol=1e-6)
+    for row, states in zip(expected, hidden_states(texts), strict=True):
+        mean = states.mean(axis=0)
+        assert row @ mean > 0.999 * np.linalg.norm(mean)  # activations are int8
+    many = generator(GOLDEN / "model", max_length=64, num_slots=3, chunk_length=7)
+    many.complete([Request(texts[4][:30], max_tokens=2)])  # a slot that holds a beginning must not cut it off
+    np.testing.assert_allclose(many.embed(texts), expected, rtol=0, atol=1e-6)
+    assert many.embed([]).shape == (0, 64)
+
+
+def test_what_cannot_be_embedded_is_refused() -> None:
+    golden = generator(GOLDEN / "model", max_length=16)
+    assert golden.embed([[2] * 16]).shape == (1, 64)
+    with pytest.raises(ContextError, match="expected at most 16 tokens, got 17"):
+        golden.embed([[2], [2] * 17])
+    with pytest.raises(InputError, match="expected sequences of at least one token, got an empty one"):
+        golden.embed([[]])
+    with pytest.raises(InputError, match=r"expected token ids in 0\.\.511, got 512"):
+        golden.embed([[2, 512]])
 
 
 @pytest.mark.slow

@@ -98,7 +98,7 @@ static int best(const float *logits) {
 
 static void run(gemmary_model *model, int is_finite) {
     int32_t ids[SLOTS * CHUNK], targets[SLOTS * CHUNK];
-    float logits[SLOTS * CHUNK * VOCAB], found[SLOTS * CHUNK * VOCAB], log_probs[SLOTS * CHUNK];
+    float logits[SLOTS * CHUNK * VOCAB], found[SLOTS * CHUNK * VOCAB], log_probs[SLOTS * CHUNK], sums[SLOTS * DIM];
     uint8_t is_greedy[SLOTS * CHUNK];
     for (int i = 0; i < SLOTS * CHUNK; i++) targets[i] = (ids[i] = i * 37 % VOCAB) / 2;
     for (int start = 0; start + CHUNK <= LENGTH; start += CHUNK - 1) {
@@ -112,11 +112,14 @@ static void run(gemmary_model *model, int is_finite) {
         expect("score", gemmary_score(model, chunks, SLOTS, ids, targets, log_probs, is_greedy), GEMMARY_OK);
         for (int i = 0; i < VOCAB && is_finite; i++) expect("finite", logits[i] - logits[i] == 0, 1);
         if (is_finite) expect("probable", log_probs[0] <= 0, 1);
+        expect("embed", gemmary_embed(model, chunks, SLOTS, ids, sums), GEMMARY_OK);
+        for (int i = 0; i < SLOTS * DIM && is_finite; i++) expect("finite sum", sums[i] - sums[i] == 0, 1);
     }
     gemmary_chunk wrong[] = {{SLOTS, 0, 1, 1}, {0, -1, 1, 1}, {0, LENGTH, 1, 1}, {0, 0, CHUNK + 1, 1}, {0, 0, 0, 0},
                              {0, INT32_MAX, 1, 1}, {0, 0, 2, 3}, {0, 0, 2, -1}};
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++)
         expect("wrong chunk", gemmary_forward(model, &wrong[i], 1, ids, logits), GEMMARY_BAD_ARGUMENT);
+    expect("embed wrong", gemmary_embed(model, wrong, 1, ids, sums), GEMMARY_BAD_ARGUMENT);
     ids[0] = VOCAB;
     expect("wrong id", gemmary_forward(model, &(gemmary_chunk){0, 0, 1, 1}, 1, ids, logits), GEMMARY_BAD_ARGUMENT);
 }

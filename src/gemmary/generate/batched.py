@@ -18,11 +18,13 @@ from itertools import accumulate, takewhile
 from operator import eq
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gemmary.base.config import GemmaConfig
 from gemmary.base.errors import InputError
 from gemmary.generate.constrain import Constraints
 from gemmary.generate.draft import Drafter
+from gemmary.generate.embedded import Embedding
 from gemmary.generate.generator import Engine, Stream
 from gemmary.generate.reply import Reply
 from gemmary.generate.request import Completion, Request, Score, Token
@@ -67,7 +69,7 @@ class BatchedGenerator:
             keep=engine.keep,
             num_drafts=engine.num_drafts if drafter else 0,
         )
-        self._jobs: dict[Row, Reply | _Judgement] = {}
+        self._jobs: dict[Row, _Job] = {}
         self._changed = threading.Condition()  # guards the scheduler and the jobs; told after every step
         self._is_stepping = False
 
@@ -128,6 +130,13 @@ class BatchedGenerator:
                 self._run_until(lambda: not lanes or any(lane[0].is_done for lane in lanes))
         return [job.score() for job in jobs]
 
+    def embed(self, sequences: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """The (N, D) means of the sequences' hidden states after the last norm, each of length 1."""
+        jobs = [self._embedding(ids) for ids in sequences]
+        with self._submitted(jobs):
+            self._run_until(lambda: all(job.is_done for job in jobs))
+        return np.array([job.vector() for job in jobs], np.float32).reshape(len(jobs), self.config.model_dim)
+
     def _reply(self, request: Request) -> "Reply":
         text = request.prompt
         ids = self._tokenizer.prompt(text) if isinstance(text, str) else self._checked(text)
@@ -139,13 +148,21 @@ class BatchedGenerator:
         return Reply(row, request, self._tokenizer, constraint)
 
     def _judgement(self, sequence: Sequence[int], num_given: int) -> "_Judgement":
-        ids = self._checked(sequence)
-        if not ids:
-            raise InputError("expected sequences of at least one token, got an empty one: start with the BOS id")
+        ids = self._nonempty(sequence)
         if not 1 <= num_given <= len(ids):
             raise InputError(f"expected a context of 1 to {len(ids)} tokens, all of the sequence's, got {num_given}")
         self._scheduler.check_length(len(ids) - 1, max_tokens=0)
         return _Judgement(Row(tokens=ids[:-1], max_tokens=0, num_given=num_given - 1), ids[1:])
+
+    def _embedding(self, sequence: Sequence[int]) -> Embedding:
+        ids = self._nonempty(sequence)
+        self._scheduler.check_length(len(ids), max_tokens=0)
+        return Embedding(Row(tokens=ids, max_tokens=0))
+
+    def _nonempty(self, sequence: Sequence[int]) -> list[int]:
+        if not len(sequence):
+            raise InputError("expected sequences of at least one token, got an empty one: start with the BOS id")
+        return self._checked(sequence)
 
     def _checked(self, ids: Sequence[int]) -> list[int]:
         size = self.config.vocab_size
@@ -177,11 +194,11 @@ class BatchedGenerator:
             self._changed.notify_all()
 
     @contextmanager
-    def _submitted(self, jobs: Sequence["Reply | _Judgement"]) -> Iterator[Callable[["Reply | _Judgement"], None]]:
+    def _submitted(self, jobs: Sequence["_Job"]) -> Iterator[Callable[["_Job"], None]]:
         """Put jobs in the queue, and more as they are given; however the block ends, none of them keeps a slot."""
-        submitted: list[Reply | _Judgement] = []
+        submitted: list[_Job] = []
 
-        def submit(job: "Reply | _Judgement") -> None:
+        def submit(job: "_Job") -> None:
             with self._changed:
                 submitted.append(job)
                 self._jobs[job.row] = job
@@ -227,10 +244,13 @@ class BatchedGenerator:
             work = [(part, self._jobs[part.row]) for part in self._scheduler.plan(drafts)]
         replies = [(part, job) for part, job in work if isinstance(job, Reply)]
         judged = [(part, job) for part, job in work if isinstance(job, _Judgement)]
+        embedded = [(part, job) for part, job in work if isinstance(job, Embedding)]
         if replies:
             self._step_replies(replies)
         if judged:
             self._step_judged(judged)
+        if embedded:
+            self._step_embedded(embedded)
 
     def _step_replies(self, work: list[tuple[Part, "Reply"]]) -> None:
         began = time.perf_counter()
@@ -269,6 +289,13 @@ class BatchedGenerator:
             for (_, job), score in zip(judged, scores, strict=True):
                 job.parts.append(score)
             for part, _ in work:
+                self._scheduler.advance(part, None)
+
+    def _step_embedded(self, work: list[tuple[Part, Embedding]]) -> None:
+        sums = self._engine.embed([part.chunk for part, _ in work])
+        with self._changed:
+            for (part, job), each in zip(work, sums, strict=True):
+                job.add(each)
                 self._scheduler.advance(part, None)
 
 
@@ -312,6 +339,9 @@ class _Judgement:
             log_probs=np.concatenate([np.zeros(0), *log_probs]),
             is_greedy=np.concatenate([np.zeros(0, np.bool_), *is_greedy]),
         )
+
+
+_Job = Reply | _Judgement | Embedding
 
 
 def chains(contexts: Sequence[Sequence[int]]) -> list[list[int]]:

@@ -74,17 +74,9 @@ class Embedder(Protocol):
     """A Generator that can also say what it makes of a whole text: one vector."""
 
     def embed(self, sequences: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        """The (N, D) means of the sequences' hidden states after the last norm, each of length 1."""
-        ...
+        """The (N, D) means of the sequences' hidden states after the last norm, each of length 1.
 
-
-class Embedder(Protocol):
-    """Something that turns token sequences into vectors that lie near each other where their texts mean the same."""
-
-    def embed(self, sequences: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        """A row of length 1 for each sequence, (N, D); a sequence begins with the BOS id.
-
-        It is the mean over the sequence's tokens of what the final norm gives after each.
+        A sequence begins with the BOS id.
         """
         ...
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """KerasEngine: logits for slots from the one Keras model, on JAX, PyTorch and TensorFlow.
 
-    chunks of any length ─► batches of few shapes (padded) ─► one compiled pass each ─► logits or scores
+    chunks of any length ─► batches of few shapes (padded) ─► one compiled pass each ─► logits, scores or sums
                                                               └► its keys and values into the cache
 
 A pass is compiled for each (rows, tokens, past) it meets; all three are rounded up to a few values.
@@ -29,6 +29,7 @@ try:
     from gemmary.model.cache import Span, allocate, write
     from gemmary.model.compiled import compile_pure, keep_compiled
     from gemmary.model.gemma import every, forward_cached, head, rotations
+    from gemmary.model.layers import rms_norm
     from gemmary.model.weights import load_weights, numpy_array
 except ImportError as error:
     raise MissingExtraError.of("the Keras engine", "Keras 3 and a backend", "jax") from error
@@ -76,6 +77,7 @@ class KerasEngine:
         self._turn = compile_pure(self._turn_pass, often=True)
         self._next = compile_pure(self._logits_pass, often=True)
         self._logits, self._score = compile_pure(self._logits_pass), compile_pure(self._score_pass)
+        self._sum = compile_pure(self._sum_pass)
         self._write = compile_pure(_write_pass, donate=True)
 
     @property
@@ -145,6 +147,18 @@ class KerasEngine:
                 scores[at] = Score(log_probs=log_probs[row, :length], is_greedy=is_greedy[row, :length])
         return [scores[at] for at in range(len(chunks))]
 
+    def embed(self, chunks: Sequence[Chunk]) -> NDArray[np.float32]:
+        """Run the chunks; of each the sum over its tokens of the final norm's output, (number of chunks, D)."""
+        sums = np.empty((len(chunks), self._config.model_dim), np.float32)
+        for batch in self._batches(chunks):
+            turns = self._turn(batch.ids.shape[1], batch.places)
+            found, fresh = self._sum(batch.past, self._weights, batch.ids, turns, batch.places, self._cache)
+            self._cache = self._write(0, self._cache, fresh, batch.places)
+            found = numpy_array(found)
+            for row, at in batch.rows():
+                sums[at] = found[row]
+        return sums
+
     def keep(self, slot: int, length: int) -> int:
         """Of a slot's first `length` positions, how many a new sequence may go on from: `length`, or 0."""
         return self._rings.keep(slot, length)
@@ -196,6 +210,12 @@ class KerasEngine:
         judged = [_judged(head(self._config, weights, x[:, part]), targets[:, part]) for part in parts]
         log_probs, is_greedy = zip(*judged, strict=True)
         return (ops.concatenate(log_probs, axis=1), ops.concatenate(is_greedy, axis=1)), fresh
+
+    def _sum_pass(self, past: int, weights: Any, ids: Any, turns: Any, places: Any, cache: Any) -> Any:
+        x, fresh = self._forward(past, weights, ids, turns, places, cache, every)
+        x = rms_norm(x, weights["final_norm"], eps=self._config.norm_eps, plus_one=self._config.norm_plus_one)
+        is_token = ops.arange(ids.shape[1], dtype="int32") < ops.expand_dims(places[2], 1)
+        return ops.sum(ops.where(ops.expand_dims(is_token, 2), ops.cast(x, "float32"), 0.0), axis=1), fresh
 
     def _forward(
         self, past: int, weights: Any, ids: Any, turns: Any, places: Any, cache: Any, pick: Callable[[Any], Any]

@@ -135,6 +135,11 @@ class NativeEngine:
             for part, flags in zip(np.split(log_probs, ends), np.split(is_greedy, ends), strict=True)
         ]
 
+    def embed(self, chunks: Sequence[Chunk]) -> NDArray[np.float32]:
+        """Run the chunks; of each the sum over its tokens of the final norm's output, (number of chunks, D)."""
+        self._note(chunks)
+        return self._model.embed(_native(chunks))
+
     def keep(self, slot: int, length: int) -> int:
         """Of a slot's first `length` positions, how many a new sequence may go on from: `length`, or 0."""
         return self._rings.keep(slot, length)

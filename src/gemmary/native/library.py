@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from gemmary.base.errors import GemmaryError
 
-ABI = 4
+ABI = 5
 
 
 @cache
@@ -41,6 +41,7 @@ def library() -> ctypes.CDLL:
         "forward": (i32, (pointer, pointer, i32, pointer, pointer)),
         "candidates": (i32, (pointer, pointer, i32, pointer, pointer)),
         "score": (i32, (pointer, pointer, i32, pointer, pointer, pointer, pointer)),
+        "embed": (i32, (pointer, pointer, i32, pointer, pointer)),
         "close": (None, (pointer,)),
         "weight_bytes": (size, (pointer,)),
         "screened_bytes": (size, (pointer,)),

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The forward pass in C: a model is made from arrays, run, and freed.
 
-    Model(config, ...) ─► load(tensors) ─► forward(chunks) / score(chunks, targets)
+    Model(config, ...) ─► load(tensors) ─► forward(chunks) / score(chunks, targets) / embed(chunks)
 
 Sizes, types and ranges are checked here with a message, and again in C with a status. Calls release the GIL.
 """
@@ -118,6 +118,8 @@ class Model:
     (1,)
     >>> model.candidates([NativeChunk(slot=0, start=3, ids=[9])]).shape
     (1, 32)
+    >>> model.embed([NativeChunk(slot=0, start=4, ids=[9, 3])]).shape
+    (1, 8)
     >>> model.kernels in kernel_sets(), model.cache_bytes, model.weight_bytes > model.screened_bytes
     (True, 16384, True)
 
@@ -199,11 +201,11 @@ class Model:
 
     def forward(self, chunks: Sequence[NativeChunk]) -> NDArray[np.float32]:
         """Run the chunks and return the (sum of num_logits, V) logits that they want, in their order."""
-        return self._run(library().gemmary_forward, chunks)
+        return self._run(library().gemmary_forward, chunks, self._logits_for(chunks))
 
     def candidates(self, chunks: Sequence[NativeChunk]) -> NDArray[np.float32]:
         """The same, but tokens that are not the most probable may have -inf: an 8-bit embedding is read by half."""
-        return self._run(library().gemmary_candidates, chunks)
+        return self._run(library().gemmary_candidates, chunks, self._logits_for(chunks))
 
     def score(
         self, chunks: Sequence[NativeChunk], targets: Sequence[Sequence[int]]
@@ -219,11 +221,19 @@ class Model:
         self._check(status, chunks)
         return log_probs, is_greedy
 
-    def _run(self, function: Callable[..., int], chunks: Sequence[NativeChunk]) -> NDArray[np.float32]:
-        logits = np.empty((sum(max(0, chunk.num_logits) for chunk in chunks), self.config.vocab_size), np.float32)
-        ids = self._ids([chunk.ids for chunk in chunks])
-        self._check(function(self._handle, *_as_c(chunks), address(ids), address(logits)), chunks)
-        return logits
+    def embed(self, chunks: Sequence[NativeChunk]) -> NDArray[np.float32]:
+        """Run the chunks; of each the sum over its tokens of the final norm's output, (number of chunks, D)."""
+        return self._run(library().gemmary_embed, chunks, (len(chunks), self.config.model_dim))
+
+    def _logits_for(self, chunks: Sequence[NativeChunk]) -> tuple[int, int]:
+        return sum(max(0, chunk.num_logits) for chunk in chunks), self.config.vocab_size
+
+    def _run(
+        self, function: Callable[..., int], chunks: Sequence[NativeChunk], shape: tuple[int, int]
+    ) -> NDArray[np.float32]:
+        found, ids = np.empty(shape, np.float32), self._ids([chunk.ids for chunk in chunks])
+        self._check(function(self._handle, *_as_c(chunks), address(ids), address(found)), chunks)
+        return found
 
     def _fill(self, piece: tuple[str, Blocks, int, int]) -> None:
         path, tensor, first, step = piece

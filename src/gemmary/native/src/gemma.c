@@ -211,7 +211,8 @@ static void work(void *context, int thread) {
     float *own = p->m->room.own + (size_t)thread * p->m->room.own_floats;
     embed(p);
     layers(p, own);
-    if (p->targets) gemmary_judge(p, own);
+    if (p->sums) gemmary_sum(p);
+    else if (p->targets) gemmary_judge(p, own);
     else if (p->screens && p->num_logits <= FEW_ROWS) gemmary_screen(p, own); /* more are bound by arithmetic */
     else gemmary_head(p, own);
 }
@@ -263,6 +264,8 @@ static void run(gemmary_model *m, Pass pass, size_t num_chunks) {
             pass.targets += pass.rows;
             pass.log_probs += pass.rows;
             pass.is_greedy += pass.rows;
+        } else if (pass.sums) {
+            pass.sums += pass.num_chunks * (size_t)m->config.model_dim;
         } else {
             pass.logits += pass.num_logits * (size_t)m->config.vocab_size;
         }
@@ -294,5 +297,13 @@ gemmary_status gemmary_score(gemmary_model *m, const gemmary_chunk *chunks, int3
     if (!m->is_ready) return GEMMARY_NOT_READY;
     Pass pass = {.m = m, .chunks = chunks, .ids = ids, .targets = targets, .log_probs = log_probs, .is_greedy = is_greedy};
     run(m, pass, (size_t)num_chunks);
+    return GEMMARY_OK;
+}
+
+gemmary_status gemmary_embed(gemmary_model *m, const gemmary_chunk *chunks, int32_t num_chunks, const int32_t *ids,
+                             float *sums) {
+    if (!m || !sums || !are_sound(m, chunks, num_chunks, ids)) return GEMMARY_BAD_ARGUMENT;
+    if (!m->is_ready) return GEMMARY_NOT_READY;
+    run(m, (Pass){.m = m, .chunks = chunks, .ids = ids, .sums = sums}, (size_t)num_chunks);
     return GEMMARY_OK;
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Gemmary's native engine: the forward pass of Gemma 1, 2 and 3 on a CPU. Explicit state, no globals, no abort.
  *
- *     gemmary_open ─► gemmary_declare, gemmary_fill for every weight ─► gemmary_forward / gemmary_score ─► gemmary_close
+ *     gemmary_open ─► gemmary_declare, gemmary_fill for every weight ─► gemmary_forward / _score / _embed ─► gemmary_close
  *
  * Letters as in gemmary/base/dims.py: V vocabulary, L layers, D model, N heads, K key-value heads, H head, F mlp.
  * A model may be used by one thread at a time; filling different rows may be done by several threads at once.
@@ -18,7 +18,7 @@
 #define GEMMARY_API
 #endif
 
-#define GEMMARY_ABI 4 /* changes with every change of this file that a caller must know of */
+#define GEMMARY_ABI 5 /* changes with every change of this file that a caller must know of */
 
 typedef enum gemmary_status {
     GEMMARY_OK = 0,
@@ -113,6 +113,10 @@ GEMMARY_API gemmary_status gemmary_candidates(gemmary_model *model, const gemmar
 GEMMARY_API gemmary_status gemmary_score(gemmary_model *model, const gemmary_chunk *chunks, int32_t num_chunks,
                                          const int32_t *ids, const int32_t *targets, float *log_probs,
                                          uint8_t *is_greedy);
+
+/* Run chunks; of each the sum over its tokens of what the head is given after them, normed: D numbers to `sums`. */
+GEMMARY_API gemmary_status gemmary_embed(gemmary_model *model, const gemmary_chunk *chunks, int32_t num_chunks,
+                                         const int32_t *ids, float *sums);
 
 /* Free everything; NULL is fine. */
 GEMMARY_API void gemmary_close(gemmary_model *model);

@@ -14,15 +14,16 @@ static size_t row_of(const Pass *p, size_t i) {
     }
 }
 
-/* activations = norm(x + norm(second)) of every row, or of those that logits are wanted of */
+/* second, and as int8 activations = norm(x + norm(second)) of every row, or of those that logits are wanted of */
 static void finish(const Pass *p) {
     gemmary_model *m = p->m;
     Room *room = &m->room;
     Activations out = gemmary_activations(room, &m->embedding);
     const float *post_norm = m->layers[m->config.num_layers - 1].mlp_post_norm;
-    size_t dim = (size_t)m->config.model_dim, count = p->targets ? p->rows : p->num_logits, i;
+    bool takes_all = p->targets || p->sums;
+    size_t dim = (size_t)m->config.model_dim, count = takes_all ? p->rows : p->num_logits, i;
     while (gemmary_team_take(m->team, 1, &i, count)) {
-        size_t row = p->targets ? i : row_of(p, i);
+        size_t row = takes_all ? i : row_of(p, i);
         float *x = room->x + row * dim, *y = room->second + row * room->width;
         m->kernels->norm_add(x, y, post_norm, dim, m->config.norm_eps);
         m->kernels->norm(y, x, m->final_norm, dim, m->config.norm_eps);
@@ -104,6 +105,19 @@ void gemmary_judge(const Pass *p, float *own) {
     int threads = gemmary_team_size(m->team);
     for (int t = 0; t < threads; t++) all[t] = judgements(&m->room, m->room.own + (size_t)t * m->room.own_floats);
     while (gemmary_team_take(m->team, 1, &row, p->rows)) conclude(p, row, all, threads);
+}
+
+void gemmary_sum(const Pass *p) {
+    const Room *room = &p->m->room;
+    size_t dim = (size_t)p->m->config.model_dim, chunk;
+    finish(p);
+    while (gemmary_team_take(p->m->team, 1, &chunk, p->num_chunks)) {
+        const float *row = room->second;
+        for (size_t before = 0; before < chunk; before++) row += (size_t)p->chunks[before].length * room->width;
+        memset(p->sums + chunk * dim, 0, dim * sizeof *row);
+        for (int32_t t = 0; t < p->chunks[chunk].length; t++, row += room->width)
+            for (size_t i = 0; i < dim; i++) p->sums[chunk * dim + i] += row[i];
+    }
 }
 
 /* The most probable token without reading every code: a weight of eight bits is d (16 u + l - 128), with u from 0 to 15

@@ -53,12 +53,12 @@ struct gemmary_model {
     bool is_ready; /* every weight was declared */
 };
 
-typedef struct { /* one pass over at most room.rows tokens: logits where chunks want them, or judgements of every target */
+typedef struct { /* one pass over at most room.rows tokens: logits where chunks want them, judgements, or sums */
     gemmary_model *m;
     const gemmary_chunk *chunks;
     size_t num_chunks, rows, num_logits, num_tiles;
     const int32_t *ids, *targets;
-    float *logits, *log_probs;
+    float *logits, *log_probs, *sums;
     uint8_t *is_greedy;
     bool screens; /* logits of those tokens alone that may be the most probable */
 } Pass;
@@ -85,6 +85,7 @@ Activations gemmary_activations(const Room *room, const Matrix *w);
 void gemmary_head(const Pass *p, float *own);
 void gemmary_judge(const Pass *p, float *own);
 void gemmary_screen(const Pass *p, float *own);
+void gemmary_sum(const Pass *p);
 bool gemmary_can_screen(const Matrix *w);
 
 #endif
