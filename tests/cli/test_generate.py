@@ -3,6 +3,7 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -98,6 +99,39 @@ def test_a_prompt_past_the_context_is_one_line_and_prints_nothing(command: Comma
 
     scripted(Small({}))
     assert command("generate", "hi") == (2, "", "gemmary: expected at most 7 tokens, got 8: shorten the prompt\n")
+
+
+def test_a_reply_follows_a_schema_an_expression_or_a_grammar(
+    command: Command, tiny_model: Path, tmp_path: Path
+) -> None:
+    drawn = ("generate", "hi", "--model", str(tiny_model), "--temperature", "1", "--engine", "native")
+    rows = {"properties": {"a": {"enum": ["x", 12]}}, "required": ["a"], "additionalProperties": False}
+    schema = {"type": "object", **rows}
+    (tmp_path / "schema.json").write_text(json.dumps(schema))
+    for given in (json.dumps(schema), str(tmp_path / "schema.json")):
+        status, out, err = command(*drawn, "--json-schema", given)
+        assert (status, err) == (0, "") and json.loads(out) in ({"a": "x"}, {"a": 12})
+    assert command(*drawn, "--regex", "(yes|no)!").out in ("yes!\n", "no!\n")
+    (tmp_path / "lists").write_text('start: "a" ("," "a")~2 "é"')
+    assert command(*drawn, "--grammar", str(tmp_path / "lists")) == (0, "a,a,aé\n", "")
+
+
+def test_what_a_reply_cannot_follow_is_one_line(command: Command, tiny_model: Path, tmp_path: Path) -> None:
+    ask = ("generate", "hi", "--model", str(tiny_model), "--engine", "native")
+    (tmp_path / "latin").write_bytes(b'start: "\xe9"')
+    wrong = {
+        ("--json-schema", "{"): "expected a JSON schema that replies can follow, got one with a fault: EOF",
+        ("--json-schema", '{"type": "text"}'): "expected a JSON schema .* fault: Invalid type: text",
+        ("--json-schema", "missing.json"): "expected a readable file, got missing.json: No such file",
+        ("--regex", "(a"): "expected a regular expression that .* unclosed group",
+        ("--grammar", str(tmp_path)): "expected a readable file, got .*: Is a directory",
+        ("--grammar", str(tmp_path / "latin")): "expected UTF-8 text, got the byte 0xE9 at offset 8",
+        ("--regex", "a", "--json-schema", "{}"): "expected one thing .* got --json-schema and --regex: leave out",
+    }
+    for options, message in wrong.items():
+        status, out, err = command(*ask, *options)
+        assert (status, out, err.count("\n")) == (2, "", 1), options
+        assert re.match(f"gemmary: {message}", err), err
 
 
 @pytest.mark.slow

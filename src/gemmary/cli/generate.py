@@ -26,6 +26,9 @@ def generate(
     repetition_penalty: options.RepetitionPenalty = 1.0,
     seed: options.Seed = 0,
     stop: options.Stop = None,
+    json_schema: options.JsonSchema = None,
+    regex: options.Regex = None,
+    grammar: options.GrammarFile = None,
     engine: options.Engine = "auto",
     backend: options.KerasBackend = None,
     dtype: options.Precision = "float32",
@@ -37,6 +40,7 @@ def generate(
 
     Prints the continuation alone, as it comes. The text is taken as it stands: to ask an -it model something, use
     chat. With --json the reply comes when it is whole, with its token ids, why it ended and what it cost.
+    --json-schema, --regex and --grammar need the extra gemmary[constrain].
 
     >>> generate("")
     Traceback (most recent call last):
@@ -48,7 +52,9 @@ def generate(
 
     sampling = options.sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
     ends = tuple(map(options.checked, stop or ()))
-    request = Request(options.read_text(prompt), max_tokens=max_tokens, sampling=sampling, stop=ends)
+    follows = options.grammar(json_schema, regex, grammar)
+    text = options.read_text(prompt)
+    request = Request(text, max_tokens=max_tokens, sampling=sampling, stop=ends, grammar=follows)
     began = time.perf_counter()
     generator = load(
         model,

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gemmary.api import Backend, Dtype, EngineName
-from gemmary.base.errors import InputError
+from gemmary.base.errors import FileError, InputError
 
 if TYPE_CHECKING:
-    from gemmary.generate.request import Sampling
+    from gemmary.generate.request import Grammar, Sampling
 
 Model = Annotated[
     str | None,
@@ -53,6 +53,17 @@ Seed = Annotated[int, typer.Option(metavar="S", help="The same seed draws the sa
 Stop = Annotated[
     list[str] | None, typer.Option(metavar="TEXT", help="End the reply before this text; may be given several times.")
 ]
+JsonSchema = Annotated[
+    str | None,
+    typer.Option(metavar="SCHEMA", help="Reply in JSON that is valid by this schema: a file, or {...} as it stands."),
+]
+Regex = Annotated[
+    str | None, typer.Option(metavar="PATTERN", help="Reply with a text that this regular expression matches whole.")
+]
+GrammarFile = Annotated[
+    Path | None,
+    typer.Option("--grammar", metavar="FILE", help="Reply by the grammar in this file, in llguidance's kind of Lark."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -74,6 +85,39 @@ def sampling(
         repetition_penalty=repetition_penalty,
         seed=seed,
     )
+
+
+def grammar(json_schema: str | None, regex: str | None, file: Path | None) -> "Grammar | None":
+    """What a reply must follow: one of the three, or nothing. Whether it is sound shows when the reply begins.
+
+    Raises InputError for more than one, FileError for a file that cannot be read.
+
+    >>> grammar(None, "yes|no", None).kind, grammar('{"type": "object"}', None, None).text
+    ('regex', '{"type": "object"}')
+    """
+    from gemmary.generate.request import Grammar
+
+    three = {"--json-schema": json_schema, "--regex": regex, "--grammar": file}
+    given = [name for name, value in three.items() if value is not None]
+    if len(given) > 1:
+        raise InputError(f"expected one thing for the reply to follow, got {' and '.join(given)}: leave out the others")
+    if regex is not None:
+        return Grammar(kind="regex", text=checked(regex))
+    if file is not None:
+        return Grammar(kind="lark", text=_content(file))
+    if json_schema is None:
+        return None
+    is_text = json_schema.lstrip().startswith("{")
+    return Grammar(kind="json_schema", text=checked(json_schema) if is_text else _content(Path(json_schema)))
+
+
+def _content(path: Path) -> str:
+    from gemmary.text.tokenizer import decode_utf8
+
+    try:
+        return decode_utf8(path.read_bytes())
+    except OSError as error:
+        raise FileError(f"expected a readable file, got {path}: {error.strerror}") from None
 
 
 def checked(argument: str) -> str:
