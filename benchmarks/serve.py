@@ -5,8 +5,8 @@
     python benchmarks/serve.py load --clients 64 --minutes 10
 
 peers: 8 streams at once, greedy, each a passage of our documents to continue by 64 tokens, new in each round, so that
-no server has them in its cache; then a chat of 2,000 tokens and its second turn. Both servers are loaded, and wait while
-the other is asked; ratios are medians of the rounds' own. llama.cpp has its defaults, a slot a stream, and its cache.
+no server has them in its cache; then a chat of 2,000 tokens and its second turn. Both servers are loaded, and wait
+while the other is asked; ratios are medians of the rounds' own. llama.cpp has its defaults and a slot for each stream.
 
 load: every client asks one request after the other, of 10 to 1,000 tokens and 8 to 64 more, greedy or drawn. Each reply
 is compared with what the server said to the same request alone, one in ten clients is killed in mid-stream now and then
