@@ -60,6 +60,13 @@ class Reply:
         """The next tokens from logits (num_logits, V): one, and one more for each draft that is what was picked.
 
         Logits that are unfit fail this request and not its neighbours; those after a draft are met again, without it.
+
+        >>> from gemmary.generate.generator import Chunk
+        >>> from gemmary.generate.scripted import byte_tokenizer
+        >>> reply = Reply(Row(tokens=[2, 103], max_tokens=1), Request("a", max_tokens=1), byte_tokenizer(), None)
+        >>> part = Part(row=reply.row, chunk=Chunk(slot=0, start=1, ids=(103,)))
+        >>> reply.pick(part, np.array([[0.0, 2.0, 1.0]], np.float32))
+        [1]
         """
         tokens, picked = self.row.tokens, list[int]()
         for row, draft in zip_longest(logits, part.drafts):
@@ -79,7 +86,15 @@ class Reply:
         return picked
 
     def advance(self, token_id: int | None, began: float) -> None:
-        """Record the row's new token, or that a part of the prompt has run; `began` is when the step did."""
+        """Record the row's new token, or that a part of the prompt has run; `began` is when the step did.
+
+        >>> from gemmary.generate.scripted import byte_tokenizer
+        >>> reply = Reply(Row(tokens=[2, 103], max_tokens=1), Request("a", max_tokens=1), byte_tokenizer(), None)
+        >>> reply.row.tokens.append(104)
+        >>> reply.advance(104, began=0.0)
+        >>> reply.tokens[0].text
+        'b'
+        """
         if not self._times:
             self._times.append(began)
         if token_id is not None:
@@ -88,7 +103,13 @@ class Reply:
         self.is_done = self.is_done or self._error is not None
 
     def next_token(self) -> Token | None:
-        """The first token nobody has taken, or None of a reply that was cancelled; raises what made it fail."""
+        """The first token nobody has taken, or None of a reply that was cancelled; raises what made it fail.
+
+        >>> from gemmary.generate.scripted import byte_tokenizer
+        >>> reply = Reply(Row(tokens=[2, 103], max_tokens=1), Request("a", max_tokens=1), byte_tokenizer(), None)
+        >>> reply.next_token() is None
+        True
+        """
         if not self.tokens and self._error is not None:
             raise self._error
         if not self.tokens:
@@ -97,7 +118,16 @@ class Reply:
         return token if token.finish_reason is None else replace(token, usage=self._usage())
 
     def completion(self) -> Completion:
-        """The whole reply, none of its tokens having been taken; raises what made it fail."""
+        """The whole reply, none of its tokens having been taken; raises what made it fail.
+
+        >>> from gemmary.generate.scripted import byte_tokenizer
+        >>> reply = Reply(Row(tokens=[2, 103], max_tokens=1), Request("a", max_tokens=1), byte_tokenizer(), None)
+        >>> reply.row.tokens.append(1)
+        >>> reply.row.finish_reason = "stop"
+        >>> reply.advance(1, began=0.0)
+        >>> reply.completion().finish_reason
+        'stop'
+        """
         if self._error is not None:
             raise self._error
         last = self.tokens[-1]

@@ -8,7 +8,7 @@ Replies come token by token and obey max_tokens, stop strings and stop ids, as a
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +18,7 @@ from gemmary.base.errors import InputError
 from gemmary.formats.sentencepiece import SPACE, Kind, Vocabulary
 from gemmary.generate.generator import Stream
 from gemmary.generate.reply import spell
-from gemmary.generate.request import Completion, FinishReason, Request, Score, Token, Usage
+from gemmary.generate.request import Completion, FinishReason, Request, Score, Usage
 from gemmary.text.stream import Detokenizer
 from gemmary.text.tokenizer import Tokenizer
 
