@@ -20,7 +20,7 @@ def served(generator: Generator, **settings: object) -> Iterator[str]:
     """The address of a server that ends with the block."""
     app = create_app(generator, **{"name": "gemma", **settings})
     server = uvicorn.Server(
-        uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", timeout_graceful_shutdown=5)
+        uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", lifespan="off", timeout_graceful_shutdown=5)
     )
     thread = threading.Thread(target=server.run)
     thread.start()

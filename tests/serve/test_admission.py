@@ -112,7 +112,6 @@ def test_an_error_reaches_who_awaits_the_reply_and_frees_its_place() -> None:
         with pytest.raises(InputError, match="expected this"):
             await read(admission, Reply("bad", log, error=InputError("expected this")), "a")
         assert await read(admission, Reply("good", log), "a") == "good"
-        admission.close()
 
     run(work())
     assert log == ["bad runs", "bad closed", "good runs", "good closed"]

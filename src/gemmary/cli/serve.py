@@ -98,4 +98,4 @@ def serve(
         library=None if no_documents else Library(documents),
     )
     options.note(f"{DEFAULT if model is None else model} at http://{host}:{port}, its API at /v1; Ctrl-C ends it")
-    uvicorn.run(app, host=host, port=port, log_level="warning", server_header=False)
+    uvicorn.run(app, host=host, port=port, log_level="warning", server_header=False, lifespan="off")

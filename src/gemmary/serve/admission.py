@@ -89,13 +89,6 @@ class Admission:
         finally:
             stream.close()
 
-    def close(self) -> None:
-        """Wait for the threads, whose replies have ended or been closed.
-
-        >>> Admission(num_active=1, max_waiting=2).close()
-        """
-        self._threads.shutdown()
-
     @asynccontextmanager
     async def _turn(self, client: str) -> AsyncIterator[None]:
         if self._num_active == self._most_active:

@@ -8,8 +8,6 @@ client  ◄─────────────── answers.py: whole, or a
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
@@ -56,13 +54,8 @@ def create_app(
     """
     admission = Admission(num_active=num_active, max_waiting=max_waiting)
 
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        yield
-        admission.close()
-
     # the usual pages of documentation load their scripts from elsewhere; /openapi.json is what there is
-    app = FastAPI(title="Gemmary", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app = FastAPI(title="Gemmary", docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.serving = Serving(generator, name, admission, Metrics(admission), library)
     app.include_router(protocol)
     app.include_router(panel)

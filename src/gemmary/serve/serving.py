@@ -127,7 +127,7 @@ class Serving:
     def _grounded(self, messages: list[Message]) -> tuple[list[Message], list[Json]]:
         """The conversation with passages before its last question, and what they are."""
         if self.library is None:
-            raise InputError("expected a server with documents, got one without: start it with --documents")
+            raise InputError("expected a server with documents, got one without: start it without --no-documents")
         from gemmary.serve.documents import context
 
         question = messages[-1].content
@@ -137,7 +137,10 @@ class Serving:
         tokenizer = self.generator.tokenizer
         room = int(self.generator.max_length * _SHARE_OF_CONTEXT)
         text, used = context(question, found, room, lambda text: len(tokenizer.encode(text)))
-        citations = [{"number": number, **each.passage.described()} for number, each in enumerate(used, start=1)]
+        citations = [
+            {"number": number, "passage": each.passage.id, **each.passage.described()}
+            for number, each in enumerate(used, start=1)
+        ]
         return [*messages[:-1], Message(messages[-1].role, text)], citations
 
     async def _answer(self, http: HttpRequest, job: "Job", body: Settings) -> Response:
