@@ -170,8 +170,10 @@ function compact({ token, logprob, top_logprobs }) {
 const percent = (probability) => `${Number((probability * 100).toPrecision(probability < 0.1 ? 2 : 3))}%`;
 
 /** Where a passage stands: a phrase and its values. */
-function lines({ first_line: first, last_line: last }) {
-  return [first === last ? "line {first}" : "lines {first}–{last}", { first: `${first}`, last: `${last}` }];
+function lines({ first_line: first, last_line: last, page }) {
+  const values = { first: `${first}`, last: `${last}`, page: `${page}` };
+  if (page) return ["page {page}, lines {first}–{last}", values];
+  return [first === last ? "line {first}" : "lines {first}–{last}", values];
 }
 
 function showAlternatives(token, text, probability, alternatives) {

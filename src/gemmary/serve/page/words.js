@@ -33,6 +33,7 @@ const CHINESE = {
   "Min-p": "Min-p",
   "New conversation": "新对话",
   "No documents yet: text, Markdown or PDF": "还没有文档：文本、Markdown 或 PDF",
+  "page {page}, lines {first}–{last}": "第 {page} 页，第 {first}–{last} 行",
   "{passages} passages, {size} KB": "{passages} 段，{size} KB",
   "Reading the files …": "正在读取文件……",
   "Remove {name}": "移除 {name}",
