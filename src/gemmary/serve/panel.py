@@ -115,7 +115,7 @@ def _file(name: str) -> Response:
 def _library(http: HttpRequest) -> "Library":
     library: Library | None = http.app.state.serving.library
     if library is None:
-        raise HTTPException(404, "expected a server with documents, got one without: start it with --documents")
+        raise HTTPException(404, "expected a server with documents, got one without: start it without --no-documents")
     return library
 
 
