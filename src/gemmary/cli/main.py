@@ -20,11 +20,13 @@ from gemmary.base.errors import GemmaryError
 from gemmary.cli.bench import bench
 from gemmary.cli.chat import chat
 from gemmary.cli.convert import convert
+from gemmary.cli.documents import documents, documents_app
 from gemmary.cli.evaluate import compare, evaluate, evaluate_app
 from gemmary.cli.generate import generate
 from gemmary.cli.inspect import inspect
 from gemmary.cli.memorization import memorization
 from gemmary.cli.quantize import quantize
+from gemmary.cli.serve import serve
 from gemmary.cli.side_by_side import side_by_side
 from gemmary.cli.tokenize import tokenize
 from gemmary.cli.tune import tune
@@ -37,11 +39,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"], "max_content_width": 100},
 )
-for verb in (generate, chat, tokenize, inspect, convert, quantize, tune, bench):
+for verb in (generate, chat, serve, tokenize, inspect, convert, quantize, tune, bench):
     app.command(help=(verb.__doc__ or "").partition(">>>")[0])(verb)
 for part in (compare, memorization, side_by_side):
     evaluate_app.command(help=(part.__doc__ or "").partition(">>>")[0])(part)
 app.add_typer(evaluate_app, name="evaluate", help=(evaluate.__doc__ or "").partition(">>>")[0])
+app.add_typer(documents_app, name="documents", help=(documents.__doc__ or "").partition(">>>")[0])
 
 
 def _print_version(is_wanted: bool) -> None:

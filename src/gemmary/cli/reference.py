@@ -21,7 +21,7 @@ def reference() -> str:
     """The page: what every verb's --help says.
 
     >>> reference().count("## gemmary ")
-    12
+    18
     """
     verbs = [[name] for name in _names(app)]
     for group in app.registered_groups:
