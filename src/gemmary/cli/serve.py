@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """gemmary serve: a model behind OpenAI's protocol, with a page to talk on."""
 
+import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -71,6 +73,7 @@ def serve(
         raise InputError(
             f"expected --api-key with a host that others reach, got {host!r} without: choose a key, or 127.0.0.1"
         )
+    listening = _listen(host, port)  # before the model is loaded, which takes longer
     if model is None and adapter is None:
         adapter = CHAT_ADAPTER
     generator = load(
@@ -97,5 +100,18 @@ def serve(
         max_waiting=queue,
         library=None if no_documents else Library(documents),
     )
-    options.note(f"{DEFAULT if model is None else model} at http://{host}:{port}, its API at /v1; Ctrl-C ends it")
-    uvicorn.run(app, host=host, port=port, log_level="warning", server_header=False, lifespan="off")
+    place = f"[{host}]" if ":" in host else host
+    address = f"http://{place}:{listening.getsockname()[1]}"
+    options.note(f"{DEFAULT if model is None else model} at {address}, its API at /v1; Ctrl-C ends it")
+    config = uvicorn.Config(app, log_level="warning", server_header=False, lifespan="off")
+    with suppress(KeyboardInterrupt):  # comes when what ran has ended
+        uvicorn.Server(config).run(sockets=[listening])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise InputError(
+            f"expected an address to listen on, got {host} and port {port}: {error.strerror}; choose others"
+        ) from None
