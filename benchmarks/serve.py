@@ -38,7 +38,7 @@ import sys, time, xllamacpp
 path, length, slots = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 settings = xllamacpp.CommonParams()
 settings.model.path, settings.n_ctx, settings.n_parallel = path, length * slots, slots
-settings.hostname, settings.port, settings.verbosity, settings.fit_params = "127.0.0.1", 0, 0, False
+settings.verbosity, settings.fit_params = 0, False
 server = xllamacpp.Server(settings)
 print("at", server.listening_address, flush=True)
 sys.stdin.read()
@@ -64,12 +64,13 @@ class Server:
                 break
         else:
             raise SystemExit(f"expected an address, got the end of {self.command}")
-        while True:
+        for _ in range(300):
             try:
                 self.get("/health")
                 return
             except OSError:
                 time.sleep(0.2)
+        raise SystemExit(f"expected an answer of {self.host}, got none in a minute")
 
     def get(self, path: str) -> bytes:
         connection = http.client.HTTPConnection(self.host, timeout=600)
