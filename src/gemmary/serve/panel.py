@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, Body, Response, UploadFile
+from fastapi import Path as InPath
 from fastapi import Request as HttpRequest
 from starlette.exceptions import HTTPException
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 _FILES = {path.name: path.read_bytes() for path in sorted((Path(__file__).parent / "page").iterdir()) if path.is_file()}
 _MOST_CHARACTERS = 200_000  # of Markdown
+Id = Annotated[int, InPath(ge=0, lt=2**63)]  # as SQLite has them
 panel = APIRouter()
 
 
@@ -83,7 +85,7 @@ async def add_documents(http: HttpRequest, files: list[UploadFile]) -> Response:
 
 
 @panel.delete("/documents/{document}")
-async def remove_document(http: HttpRequest, document: int) -> Response:
+async def remove_document(http: HttpRequest, document: Id) -> Response:
     """Forget one.
 
     >>> panel.url_path_for("remove_document", document=1)
@@ -95,7 +97,7 @@ async def remove_document(http: HttpRequest, document: int) -> Response:
 
 
 @panel.get("/documents/passages/{passage}")
-async def passage(http: HttpRequest, passage: int) -> Response:
+async def passage(http: HttpRequest, passage: Id) -> Response:
     """One passage, as a citation names it.
 
     >>> panel.url_path_for("passage", passage=1)
