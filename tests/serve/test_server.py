@@ -4,7 +4,8 @@
 import base64
 import json
 import re
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from pydantic import BaseModel
 
 import gemmary
 from gemmary.generate.batched import BatchedGenerator
-from gemmary.generate.request import Request, Sampling
+from gemmary.generate.request import Request, Sampling, Token
 from gemmary.generate.scripted import ScriptedGenerator
 from gemmary.serve.documents import Library
 from gemmary.serve.doorway import Rules
@@ -303,6 +304,8 @@ def plain(serving: Callable[..., str]) -> str:
                 b'"response_format": {"type": "json_schema"}',
                 b'"documents": true',
                 b'"presence_penalty": 1',
+                b'"tools": [{"type": "function", "function": {"name": "a", "parameters": {"$defs": []}}}]',
+                b'"documents": true, "response_format": {"type": "json_object"}',
             )
         ),
     ],
@@ -359,6 +362,40 @@ def test_a_client_that_goes_away_frees_its_slot(url: str, generator: BatchedGene
     assert len(generator._scheduler._free) == 4, "of the engine's slots too"
 
 
+def test_deep_arguments_and_messages_as_openai_s_client_parsed_them_are_taken(plain: str) -> None:
+    function = {"name": "a", "arguments": "[" * 50_000 + "]" * 50_000, "parsed_arguments": {"a": 1}}
+    call = {"id": "1", "type": "function", "function": function}
+    said = [*HI, {"role": "assistant", "tool_calls": [call], "parsed": None}, {"role": "tool", "content": "b"}]
+    assert httpx.post(f"{plain}/v1/chat/completions", json={"messages": said}).status_code == 200
+
+
+def test_more_choices_than_could_ever_run_are_refused_and_not_put_off(plain: str) -> None:
+    came = httpx.post(f"{plain}/v1/completions", json={"prompt": ["Hi"] * 256, "n": 16})
+    assert came.status_code == 400 and "at most 264 replies at once" in came.json()["error"]["message"]
+
+
+def test_a_full_queue_says_when_to_come_back(serving: Callable[..., str]) -> None:
+    goes_on = threading.Event()
+
+    class Waiting(ScriptedGenerator):
+        def stream(self, request: Request) -> Iterator[Token]:
+            goes_on.wait(60)
+            yield from super().stream(request)
+
+    busy = serving(Waiting(lambda request: "Hello!"), num_active=1, max_waiting=0)
+    asked = {"prompt": "Hi", "stream": True}
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(httpx.post, f"{busy}/v1/completions", json=asked, timeout=60)
+        while not goes_on.is_set():
+            health = httpx.get(f"{busy}/health").json()
+            if health["running"]:
+                came = httpx.post(f"{busy}/v1/completions", json=asked)
+                goes_on.set()
+        assert came.status_code == 429 and int(came.headers["retry-after"]) >= 1
+        assert came.json()["error"]["type"] == "rate_limit_error"
+        assert first.result().text.endswith("data: [DONE]\n\n")
+
+
 def test_other_models_paths_and_methods_are_refused(plain: str) -> None:
     other = httpx.post(f"{plain}/v1/completions", json={"model": "gpt-4", "prompt": "Hi"})
     assert other.status_code == 404 and "'gemma'" in other.json()["error"]["message"]
@@ -401,12 +438,17 @@ def test_other_sites_and_names_are_refused_unless_allowed(serving: Callable[...,
     guarded = serving(ScriptedGenerator(lambda request: "Hello!"), rules=rules)
     ask = f"{guarded}/v1/models"
     assert httpx.get(ask, headers={"host": "evil.example"}).status_code == 400
-    assert httpx.get(ask, headers={"origin": "https://evil.example"}).status_code == 403
+    for name in ("[::1", "[zz]", "", "a/b"):
+        assert httpx.get(ask, headers={"host": name}).status_code == 400
+    for site in ("https://evil.example", "http://[", "null"):
+        assert httpx.get(ask, headers={"origin": site}).status_code == 403
     assert httpx.get(ask, headers={"origin": guarded}).status_code == 200
     friend = httpx.get(ask, headers={"origin": "https://friend.example"})
     assert friend.headers["access-control-allow-origin"] == "https://friend.example"
-    asked = httpx.options(ask, headers={"origin": "https://friend.example", "access-control-request-method": "POST"})
-    assert asked.status_code == 204
+    wanted = "authorization,x-stainless-lang"
+    headers = {"origin": "https://friend.example", "access-control-request-headers": wanted}
+    asked = httpx.options(ask, headers={**headers, "access-control-request-method": "POST"})
+    assert (asked.status_code, asked.headers["access-control-allow-headers"]) == (204, wanted)
     assert "access-control-allow-origin" not in httpx.get(ask).headers
 
 

@@ -29,6 +29,10 @@ Origins = Annotated[
     typer.Option("--origin", metavar="URL", help="Another site whose pages may ask; may be given several times."),
 ]
 Name = Annotated[str | None, typer.Option(metavar="NAME", help="What clients call the model; by default its own name.")]
+Proxy = Annotated[
+    bool,
+    typer.Option("--proxy", help="A proxy on this machine says in X-Forwarded-For who asks: its clients take turns."),
+]
 Slots = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Replies that run at once; by default what memory allows.")
 ]
@@ -45,6 +49,7 @@ def serve(
     port: Port = 8000,
     api_key: ApiKey = None,
     origin: Origins = None,
+    proxy: Proxy = False,
     name: Name = None,
     slots: Slots = None,
     queue: Queue = 256,
@@ -95,7 +100,7 @@ def serve(
         max_waiting=queue,
         library=None if no_documents else Library(documents),
     )
-    _run(app, listening, known)
+    _run(app, listening, known, proxy=proxy)
 
 
 def _rules(host: str, api_key: str | None, origins: list[str], max_body: int) -> "Rules":
@@ -123,13 +128,13 @@ def _listen(host: str, port: int) -> socket.socket:
         ) from None
 
 
-def _run(app: "FastAPI", listening: socket.socket, model: str) -> None:
+def _run(app: "FastAPI", listening: socket.socket, model: str, *, proxy: bool) -> None:
     """Serve until Ctrl-C or SIGTERM."""
     import uvicorn
 
     host, port = listening.getsockname()[:2]
     address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     options.note(f"{model} at {address}, its API at {address}/v1; Ctrl-C ends it")
-    config = uvicorn.Config(app, log_level="warning", server_header=False, lifespan="off")
+    config = uvicorn.Config(app, log_level="warning", server_header=False, lifespan="off", proxy_headers=proxy)
     with suppress(KeyboardInterrupt):  # comes when what ran has ended
         uvicorn.Server(config).run(sockets=[listening])

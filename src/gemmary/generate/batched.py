@@ -141,7 +141,8 @@ class BatchedGenerator:
         text = request.prompt
         ids = self._tokenizer.prompt(text) if isinstance(text, str) else self._checked(text)
         self._scheduler.check_length(len(ids))
-        self._checked(list(request.bias))
+        # there are no logits for rows of padding
+        self._checked(list(request.bias), min(self.config.vocab_size, self._tokenizer.vocab_size))
         stop_ids = frozenset() if request.ignore_stop_ids else self._tokenizer.stop_ids
         row = Row(tokens=ids, max_tokens=request.max_tokens, stop_ids=stop_ids)
         constraint = None if request.grammar is None else self._constraints.begin(request.grammar)
@@ -164,8 +165,8 @@ class BatchedGenerator:
             raise InputError("expected sequences of at least one token, got an empty one: start with the BOS id")
         return self._checked(sequence)
 
-    def _checked(self, ids: Sequence[int]) -> list[int]:
-        size = self.config.vocab_size
+    def _checked(self, ids: Sequence[int], size: int | None = None) -> list[int]:
+        size = size or self.config.vocab_size
         for token_id in ids:
             if not isinstance(token_id, int | np.integer) or not 0 <= token_id < size:
                 raise InputError(

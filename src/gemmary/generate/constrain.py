@@ -43,6 +43,7 @@ class Constraints:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._making = Lock()  # what takes a second is not made twice
+        self._last: tuple[Grammar, LLMatcher] | None = None  # a schema is often that of many requests
 
     def begin(self, grammar: Grammar) -> "Constraint":
         """The constraint of one reply, before its first token.
@@ -58,6 +59,13 @@ class Constraints:
         if len(grammar.text) > _LONGEST:
             name, size = _NAMES[grammar.kind], len(grammar.text)
             raise InputError(f"expected a {name} of at most {_LONGEST} characters, got {size}: make it smaller")
+        known = self._last
+        matcher = known[1] if known is not None and known[0] == grammar else self._matcher(grammar)
+        constraint = Constraint(matcher.deep_copy(), grammar, unk_id=self._tokenizer.unk_id)
+        self._last = (grammar, matcher)  # only what can be begun
+        return constraint
+
+    def _matcher(self, grammar: Grammar) -> "LLMatcher":
         with self._making:
             tokenizer = self._llguidance
         from llguidance import LLMatcher, LLParserLimits
@@ -66,9 +74,7 @@ class Constraints:
             source = _source(grammar)
         except ValueError as error:
             raise _refused(grammar, str(error)) from None
-        limits = LLParserLimits(verbose_errors=False)
-        matcher = LLMatcher(tokenizer, source, log_level=0, limits=limits)
-        return Constraint(matcher, grammar, unk_id=self._tokenizer.unk_id)
+        return LLMatcher(tokenizer, source, log_level=0, limits=LLParserLimits(verbose_errors=False))
 
     @cached_property
     def _llguidance(self) -> "LLTokenizer":

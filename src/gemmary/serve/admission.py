@@ -12,14 +12,16 @@ import asyncio
 import math
 import time
 from collections import OrderedDict, deque
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from typing import TypeVar
 
-from gemmary.base.errors import BusyError
+from gemmary.base.errors import BusyError, InputError
 from gemmary.generate.generator import Stream
 from gemmary.generate.request import Token
 
+T = TypeVar("T")
 _USUAL_SECONDS = 5.0  # a reply takes, until some have been seen
 _MOST_SECONDS = 60  # that a client is told to wait
 
@@ -64,12 +66,16 @@ class Admission:
         return sum(not turn.done() for turns in self._waiting.values() for turn in turns)
 
     def check_room(self, count: int) -> None:
-        """Raise BusyError where `count` more replies find no room.
+        """Raise BusyError where `count` more replies find no room, InputError where they never would.
 
+        >>> Admission(num_active=1, max_waiting=2).check_room(3)
         >>> Admission(num_active=1, max_waiting=2).check_room(4)
         Traceback (most recent call last):
-        gemmary.base.errors.BusyError: expected room for 4 more replies, got 0 running and 0 of 2 waiting: come back ...
+        gemmary.base.errors.InputError: expected at most 3 replies at once, got 4: ask for fewer choices or prompts
         """
+        most = self._most_active + self._max_waiting
+        if count > most:
+            raise InputError(f"expected at most {most} replies at once, got {count}: ask for fewer choices or prompts")
         if count <= self._most_active - self._num_active + self._max_waiting - self.num_waiting:
             return
         rounds = 1 + self.num_waiting / self._most_active
@@ -87,7 +93,21 @@ class Admission:
                 async for token in self._run(stream):
                     yield token
         finally:
-            stream.close()
+            with suppress(ValueError):  # a Python generator that is running in its thread cannot be closed, and ends
+                stream.close()
+
+    async def run(self, work: Callable[[], T], client: str) -> T:
+        """What a function gives in a thread when its turn has come; the place is free when the thread is.
+
+        >>> asyncio.run(Admission(num_active=1, max_waiting=2).run(lambda: 7, "127.0.0.1"))
+        7
+        """
+        async with self._turn(client):
+            done = asyncio.wrap_future(self._threads.submit(work))
+            try:
+                return await asyncio.shield(done)
+            finally:
+                await asyncio.wait([done])
 
     @asynccontextmanager
     async def _turn(self, client: str) -> AsyncIterator[None]:
@@ -110,6 +130,10 @@ class Admission:
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
                 self._pass_on()  # it came in the same moment
+            elif turn in (turns := self._waiting.get(client, deque())):
+                turns.remove(turn)
+                if not turns:
+                    del self._waiting[client]
             raise
 
     def _pass_on(self) -> None:
@@ -133,8 +157,8 @@ class Admission:
             try:
                 for token in stream:
                     loop.call_soon_threadsafe(came.put_nowait, token)
-            except Exception as error:  # whoever awaits the tokens gets it
-                end = error
+            except BaseException as error:  # whoever awaits the tokens gets it: llguidance's panics are no Exception
+                end = error if isinstance(error, Exception) else RuntimeError(repr(error))
             loop.call_soon_threadsafe(came.put_nowait, end)
 
         self._threads.submit(work)

@@ -7,6 +7,7 @@ tokens of choice 0, 1, ... ─► whole(): one object          │ Form: what th
 
 import secrets
 import time
+from codecs import IncrementalDecoder, getincrementaldecoder
 from collections.abc import Sequence
 from typing import Any
 
@@ -116,7 +117,8 @@ class TextForm(Form):
     def __init__(self, model: str, tokenizer: Tokenizer, *, with_logprobs: bool, num_choices: int = 1) -> None:
         super().__init__("cmpl", "text_completion", model, tokenizer, num_choices)
         self._with_logprobs = with_logprobs
-        self._offsets: dict[int, int] = {}  # of each choice: characters said so far
+        self._offsets: dict[int, int] = {}  # of each choice: characters so far, those of a stop string included
+        self._decoders: dict[int, IncrementalDecoder] = {}
 
     def whole(self, replies: Sequence[Sequence[Token]]) -> Json:
         """The answer with every choice.
@@ -171,11 +173,15 @@ class TextForm(Form):
         offsets = []
         for token in shown:
             offsets.append(self._offsets.get(index, 0))
-            self._offsets[index] = offsets[-1] + len(token.text)
+            decoder = self._decoders.setdefault(index, getincrementaldecoder("utf-8")(errors="replace"))
+            self._offsets[index] = offsets[-1] + len(decoder.decode(self._tokenizer.token_bytes(token.id)))
         return {
             "tokens": [self.spelled(token.id)[0] for token in shown],
             "token_logprobs": [token.log_prob for token in shown],
-            "top_logprobs": [{self.spelled(at)[0]: value for at, value in token.alternatives} for token in shown],
+            # of several tokens that are spelled alike, such as parts of a character, the most probable counts
+            "top_logprobs": [
+                {self.spelled(at)[0]: value for at, value in reversed(token.alternatives)} for token in shown
+            ],
             "text_offset": offsets,
         }
 
@@ -203,7 +209,7 @@ class ChatForm(Form):
         self._tools = tools
         self._with_logprobs = with_logprobs
         self._more = more or {}
-        self._said: dict[int, str] = {}  # of each choice, where it may be a call: all of it so far
+        self._held: dict[int, list[Token]] = {}  # of each choice, where it may be a call: all of it so far
 
     def whole(self, replies: Sequence[Sequence[Token]]) -> Json:
         """The answer with every choice.
@@ -236,21 +242,22 @@ class ChatForm(Form):
         >>> form.piece(0, Token(id=103, text="a"))["choices"][0]["delta"]
         {'content': 'a'}
         """
-        text, delta = token.text, Json()
+        shown, text, delta = [token], token.text, Json()
         reason: str | None = token.finish_reason
         if self._tools:
-            said = self._said.get(index, "") + text
-            self._said[index] = said
+            held = self._held.setdefault(index, [])
+            held.append(token)
+            said = "".join(each.text for each in held)
             if said.startswith("{"):
                 if reason is None:
                     return None
                 call = self._tools.called(said)
                 delta = {"tool_calls": [{"index": 0, **_tool_call(call.name, call.arguments)}]} if call else {}
-                text, reason = "" if call else said, "tool_calls" if call else reason
+                shown, text, reason = held, "" if call else said, "tool_calls" if call else reason
         if not text and not delta and reason is None and not self._with_logprobs:
             return None
         content = {"content": text} if text or not (delta or reason) else {}
-        logprobs = self._logprobs([token]) if self._with_logprobs else None
+        logprobs = self._logprobs(shown) if self._with_logprobs else None
         return self.frame([self._delta(index, {**content, **delta}, reason, logprobs)], f"{self._kind}.chunk")
 
     def closing(self, replies: Sequence[Sequence[Token]]) -> Json:

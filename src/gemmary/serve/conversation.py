@@ -48,6 +48,6 @@ def _spoken(message: ChatMessage, messages: Sequence[ChatMessage]) -> Message:
 def _call(name: str, arguments: str) -> str:
     try:
         parameters = json.loads(arguments)
-    except ValueError:
+    except (ValueError, RecursionError):
         parameters = arguments  # what a client says the model said
     return json.dumps({"name": name, "parameters": parameters}, ensure_ascii=False)

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -76,7 +76,7 @@ class Doorway:
         headers = Headers(scope=scope)
         origin = headers.get("origin")
         allowed = origin if origin in self.rules.origins else None
-        dressed = _dressed(send, allowed)
+        dressed = _dressed(send, allowed, headers.get("access-control-request-headers", "authorization, content-type"))
         if allowed and scope["method"] == "OPTIONS":
             await _answer(dressed, 204, b"")
             return
@@ -89,11 +89,12 @@ class Doorway:
     def _refusal(self, scope: Scope, headers: Headers, origin: str | None) -> tuple[int, str]:
         """The status and message of a request that is not let in; 0 lets it in."""
         rules, host = self.rules, headers.get("host", "")
-        name = urlsplit(f"//{host}").hostname if _is_host(host) else None
+        name = _split(f"//{host}").hostname
         if rules.hosts is not None and name not in rules.hosts:
             # a page elsewhere whose name was made to mean this machine (DNS rebinding) comes with that name
             return 400, f"expected a host of {', '.join(rules.hosts)}, got {host!r}: use one of these names"
-        if origin is not None and origin not in rules.origins and urlsplit(origin).netloc != host:
+        is_own = bool(host) and _split(origin or "").netloc == host
+        if origin is not None and origin not in rules.origins and not is_own:
             return 403, f"expected a request of this server's own page, got one of {origin!r}: allow it with --origin"
         if not self._is_key_right(scope, headers):
             return 401, "expected the API key, got none or another: send it as 'Authorization: Bearer KEY'"
@@ -111,12 +112,16 @@ class Doorway:
         return hmac.compare_digest(given.strip().encode("latin-1"), key.encode()) and scheme.lower() == "bearer"
 
 
-def _is_host(text: str) -> bool:
-    return not any(character in text for character in "/?#@[]") or (text.startswith("[") and text.count("[") == 1)
+def _split(address: str) -> SplitResult:
+    """The parts of an address; none of what is no address."""
+    try:
+        return urlsplit(address)
+    except ValueError:
+        return urlsplit("")
 
 
-def _dressed(send: Send, origin: str | None) -> Send:
-    """Answers with our headers, and the origin that may read them."""
+def _dressed(send: Send, origin: str | None, asked: str) -> Send:
+    """Answers with our headers, and the origin that may read them and send the headers it asks for."""
 
     async def dressed(message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -125,7 +130,8 @@ def _dressed(send: Send, origin: str | None) -> Send:
                 headers.setdefault(name, value)
             if origin is not None:
                 headers["access-control-allow-origin"] = origin
-                headers["access-control-allow-headers"] = "authorization, content-type"
+                headers["access-control-allow-headers"] = asked
+                headers["access-control-expose-headers"] = "retry-after"
                 headers["access-control-allow-methods"] = "GET, POST, DELETE"
                 headers.add_vary_header("origin")
         await send(message)

@@ -16,7 +16,7 @@ from gemmary.base.errors import InputError
 from gemmary.generate.request import Grammar, Request, Sampling
 
 MOST_CHOICES = 16
-MOST_INPUTS = 256
+MOST_INPUTS, MOST_EMBEDDED = 256, 2048
 _UNBOUND = 2**31 - 1  # tokens: the context's end comes first
 Text = Annotated[str, Field(min_length=1)]
 Id = Annotated[int, Field(ge=0, le=2**31 - 1)]
@@ -52,6 +52,7 @@ class Called(Body):
 
     name: str
     arguments: str
+    parsed_arguments: Any = None  # as openai's client gives a message back; what it was parsed from counts
 
 
 class ToolCall(Body):
@@ -82,6 +83,7 @@ class ChatMessage(Body):
     annotations: list[Any] | None = None
     audio: None = None
     function_call: None = None
+    parsed: Any = None
 
     @property
     def text(self) -> str:
@@ -332,7 +334,7 @@ class CompletionBody(Settings):
         >>> CompletionBody(prompt="Hi").prompts
         ['Hi']
         """
-        return many(self.prompt)
+        return many(self.prompt, MOST_INPUTS)
 
 
 class EmbeddingBody(Body):
@@ -355,13 +357,13 @@ class EmbeddingBody(Body):
         >>> EmbeddingBody(input=[2, 651]).inputs
         [[2, 651]]
         """
-        return many(self.input)
+        return many(self.input, MOST_EMBEDDED)
 
 
-def many(given: str | list[int] | list[str] | list[list[int]]) -> list[str | list[int]]:
-    """The texts and lists of ids in what may be one alone; raises InputError for none or too many.
+def many(given: str | list[int] | list[str] | list[list[int]], most: int) -> list[str | list[int]]:
+    """The texts and lists of ids in what may be one alone; raises InputError for none or more than `most`.
 
-    >>> many([2, 651]), many(["a", "b"])
+    >>> many([2, 651], 9), many(["a", "b"], 9)
     ([[2, 651]], ['a', 'b'])
     """
     found: list[str | list[int]]
@@ -371,6 +373,6 @@ def many(given: str | list[int] | list[str] | list[list[int]]) -> list[str | lis
         found = [[each for each in given if isinstance(each, int)]]
     else:
         found = [each for each in given if not isinstance(each, int)]
-    if not 1 <= len(found) <= MOST_INPUTS:
-        raise InputError(f"expected 1 to {MOST_INPUTS} inputs, got {len(found)}: send them in several requests")
+    if not 1 <= len(found) <= most:
+        raise InputError(f"expected 1 to {most} inputs, got {len(found)}: send them in several requests")
     return found

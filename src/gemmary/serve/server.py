@@ -6,19 +6,16 @@ request ─► doorway.py ─► schema.py ─► conversation.py, tools.py ─�
 client  ◄─────────────── answers.py: whole, or an event a token ◄── tokens of Generator.stream
 """
 
-import asyncio
-import base64
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-import numpy as np
 from fastapi import APIRouter, FastAPI, Response
 from fastapi import Request as HttpRequest
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from gemmary.base.errors import BusyError, ContextError, InputError
-from gemmary.generate.generator import Embedder, Generator
+from gemmary.generate.generator import Generator
 from gemmary.serve.admission import Admission
 from gemmary.serve.answers import Json
 from gemmary.serve.doorway import Doorway, Rules, error_body
@@ -119,21 +116,7 @@ async def embeddings(http: HttpRequest, body: EmbeddingBody) -> Response:
     '/v1/embeddings'
     """
     _check_model(http, body.model)
-    serving = _serving(http)
-    tokenizer, generator = serving.generator.tokenizer, serving.generator
-    if not isinstance(generator, Embedder):
-        raise InputError("expected a model with hidden states, got one without: serve it with an engine of ours")
-    serving.admission.check_room(1)
-    inputs = [tokenizer.prompt(each) if isinstance(each, str) else each for each in body.inputs]
-    found = await asyncio.to_thread(generator.embed, inputs)
-    as_base64 = body.encoding_format == "base64"
-    data = [
-        {"object": "embedding", "index": at, "embedding": _packed(row) if as_base64 else row.tolist()}
-        for at, row in enumerate(found)
-    ]
-    count = sum(map(len, inputs))
-    usage = {"prompt_tokens": count, "total_tokens": count}
-    return json_response({"object": "list", "data": data, "model": serving.name, "usage": usage})
+    return await _serving(http).embed(http, body)
 
 
 @protocol.get("/health")
@@ -175,10 +158,6 @@ def _model(serving: Serving) -> Json:
 def _check_model(http: HttpRequest, name: str | None) -> None:
     if name is not None and name != _serving(http).name:
         raise HTTPException(404, f"expected the model {_serving(http).name!r}, got {name!r}: GET /v1/models lists it")
-
-
-def _packed(row: "np.ndarray[tuple[int], np.dtype[np.float32]]") -> str:
-    return base64.b64encode(row.astype("<f4").tobytes()).decode()
 
 
 def _error(status: int, message: str, code: str | None = None, seconds: int | None = None) -> Response:

@@ -7,17 +7,20 @@ What takes time is done in threads: the event loop only passes things on.
 """
 
 import asyncio
+import base64
 import json
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import aclosing
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 from fastapi import Request as HttpRequest
 from fastapi import Response
 from fastapi.responses import StreamingResponse
+from numpy.typing import NDArray
 
 from gemmary.base.errors import GemmaryError, InputError
-from gemmary.generate.generator import Generator, Stream
+from gemmary.generate.generator import Embedder, Generator, Stream
 from gemmary.generate.request import Grammar, Request, Token
 from gemmary.generate.scripted import ScriptedGenerator
 from gemmary.serve.admission import Admission
@@ -25,7 +28,7 @@ from gemmary.serve.answers import ChatForm, Json, TextForm
 from gemmary.serve.conversation import conversation
 from gemmary.serve.doorway import error_body
 from gemmary.serve.metrics import Metrics
-from gemmary.serve.schema import ChatBody, CompletionBody, Settings
+from gemmary.serve.schema import ChatBody, CompletionBody, EmbeddingBody, Settings
 from gemmary.serve.tools import Tools
 from gemmary.text.chat import Message, prompt_ids
 
@@ -66,6 +69,7 @@ class Serving:
         >>> Serving.chat.__name__
         'chat'
         """
+        self.admission.check_room(body.num_choices)  # before there is any work
         job = await asyncio.to_thread(self._chat_job, body)
         return await self._answer(http, job, body)
 
@@ -75,14 +79,47 @@ class Serving:
         >>> Serving.complete.__name__
         'complete'
         """
+        self.admission.check_room(len(body.prompts) * body.num_choices)
         job = await asyncio.to_thread(self._completion_job, body)
         return await self._answer(http, job, body)
+
+    async def embed(self, http: HttpRequest, body: EmbeddingBody) -> Response:
+        """POST /v1/embeddings.
+
+        >>> Serving.embed.__name__
+        'embed'
+        """
+        self.admission.check_room(1)
+        return await _unless_gone(http, self._embedded(body, _client(http)))
+
+    async def _embedded(self, body: EmbeddingBody, client: str) -> Response:
+        """An input at a time, each in its turn: they compute as much alone as together."""
+        tokenizer, generator = self.generator.tokenizer, self.generator
+        if not isinstance(generator, Embedder):
+            raise InputError("expected a model with hidden states, got one without: serve it with an engine of ours")
+        data, count = [], 0
+        for at, given in enumerate(body.inputs):
+
+            def work(given: str | list[int] = given) -> tuple[int, NDArray[np.float32]]:
+                ids = tokenizer.prompt(given) if isinstance(given, str) else given
+                return len(ids), generator.embed([ids])[0]
+
+            length, row = await self.admission.run(work, client)
+            vector = _packed(row) if body.encoding_format == "base64" else row.tolist()
+            data.append({"object": "embedding", "index": at, "embedding": vector})
+            count += length
+        usage = {"prompt_tokens": count, "total_tokens": count}
+        return json_response({"object": "list", "data": data, "model": self.name, "usage": usage})
 
     def _chat_job(self, body: ChatBody) -> "Job":
         tools = Tools.of(body.tools, body.tool_choice)
         grammar = body.response_format.grammar() if body.response_format else None
         if tools and grammar:
             raise InputError("expected tools or a response_format, got both: send one, or tool_choice 'none'")
+        if body.documents and (grammar or (tools and tools.is_forced)):
+            raise InputError(
+                "expected documents or a form of the reply, got both: there may be no answer to put into it"
+            )
         messages = conversation(body.messages, tools)
         more, generator = {}, self.generator
         if body.documents:
@@ -144,26 +181,18 @@ class Serving:
         return [*messages[:-1], Message(messages[-1].role, text)], citations
 
     async def _answer(self, http: HttpRequest, job: "Job", body: Settings) -> Response:
-        self.admission.check_room(len(job.streams))
-        client = http.client.host if http.client else ""
+        self.admission.check_room(len(job.streams))  # others may have come meanwhile
         if body.stream:
-            events = self._events(job, client, wants_usage=body.wants_usage)
+            events = self._events(job, _client(http), wants_usage=body.wants_usage)
             return StreamingResponse(events, media_type="text/event-stream", headers={"cache-control": "no-store"})
-        whole = asyncio.ensure_future(self._whole(job, client))
-        gone = asyncio.ensure_future(_disconnected(http))
-        try:
-            await asyncio.wait({whole, gone}, return_when=asyncio.FIRST_COMPLETED)
-            return json_response(await whole) if whole.done() else Response(status_code=499)  # nobody reads it
-        finally:
-            whole.cancel()
-            gone.cancel()
+        return await _unless_gone(http, self._whole(job, _client(http)))
 
-    async def _whole(self, job: "Job", client: str) -> Json:
+    async def _whole(self, job: "Job", client: str) -> Response:
         replies: list[list[Token]] = [[] for _ in job.streams]
         async with aclosing(self._merged(job.streams, client)) as tokens:
             async for index, token in tokens:
                 replies[index].append(token)
-        return job.form.whole(replies)
+        return await asyncio.to_thread(lambda: json_response(job.form.whole(replies)))
 
     async def _events(self, job: "Job", client: str, *, wants_usage: bool) -> AsyncGenerator[bytes, None]:
         last: list[list[Token]] = [[] for _ in job.streams]
@@ -254,6 +283,25 @@ def _streams(generator: Generator, requests: Sequence[Request]) -> list[Stream]:
 
 def _event(content: Json) -> bytes:
     return b"data: " + json.dumps(content).encode() + b"\n\n"
+
+
+def _client(http: HttpRequest) -> str:
+    return http.client.host if http.client else ""
+
+
+def _packed(row: NDArray[np.float32]) -> str:
+    return base64.b64encode(row.astype("<f4").tobytes()).decode()
+
+
+async def _unless_gone(http: HttpRequest, answer: Coroutine[Any, Any, Response]) -> Response:
+    """The answer, unless its client goes away, which ends what makes it."""
+    whole, gone = asyncio.ensure_future(answer), asyncio.ensure_future(_disconnected(http))
+    try:
+        await asyncio.wait({whole, gone}, return_when=asyncio.FIRST_COMPLETED)
+        return await whole if whole.done() else Response(status_code=499)  # nobody reads it
+    finally:
+        whole.cancel()
+        gone.cancel()
 
 
 async def _disconnected(http: HttpRequest) -> None:

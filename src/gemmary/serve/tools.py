@@ -10,6 +10,7 @@ The form of a call is that of https://ai.google.dev/gemma/docs/capabilities/func
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -97,8 +98,8 @@ class Tools:
         if not reply.startswith("{"):
             return None
         try:
-            said = json.loads(reply)
-        except ValueError:
+            said = json.loads(reply, parse_constant=_refuse, parse_float=_finite)
+        except (ValueError, RecursionError):
             return None
         if said.get("name") not in {each.name for each in self.functions} or "parameters" not in said:
             return None
@@ -111,9 +112,13 @@ class Tools:
             # arguments that a function does not name would be an error in it
             more = {"additionalProperties": False} if "properties" in each.parameters else {}
             parameters = {"type": "object", **more, **each.parameters}
-            for name, definition in parameters.pop("$defs", {}).items():  # references count from the root
-                if definitions.setdefault(name, definition) != definition:
-                    raise InputError(f"expected one $defs/{name} in all tools, got two: give them different names")
+            for key in ("$defs", "definitions"):  # references to them count from the root
+                given = parameters.pop(key, {})
+                if not isinstance(given, dict):
+                    raise InputError(f"expected {key} with a schema for each name, got {given!r}: correct the tool")
+                for name, definition in given.items():
+                    if definitions.setdefault(key, {}).setdefault(name, definition) != definition:
+                        raise InputError(f"expected one {key}/{name} in all tools, got two: give them different names")
             calls.append(
                 {
                     "type": "object",
@@ -122,4 +127,12 @@ class Tools:
                     "additionalProperties": False,
                 }
             )
-        return {"anyOf": calls, **({"$defs": definitions} if definitions else {})}
+        return {"anyOf": calls, **definitions}
+
+
+def _finite(digits: str) -> float:
+    return float(digits) if math.isfinite(float(digits)) else _refuse(digits)
+
+
+def _refuse(digits: str) -> float:
+    raise ValueError(f"expected a number that JSON has, got {digits}: write a smaller one")
