@@ -18,10 +18,15 @@ import pytest
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "serve" / "nginx.conf"
 REPLICA = """
-import sys, uvicorn
+import sys, time, uvicorn
 from gemmary.generate.scripted import ScriptedGenerator
 from gemmary.serve.server import create_app
-app = create_app(ScriptedGenerator(lambda request: "Hello! " * 20), name=sys.argv[1])
+class Slow(ScriptedGenerator):
+    def stream(self, request):
+        for token in super().stream(request):
+            time.sleep(0.05)
+            yield token
+app = create_app(Slow(lambda request: "Hello! " * 20), name=sys.argv[1])
 uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[2]), log_level="error", lifespan="off")
 """
 

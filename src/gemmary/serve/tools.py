@@ -33,8 +33,8 @@ class Tools:
     """The functions a reply may call, or must.
 
     >>> tools = Tools.of([Tool(type="function", function=Function(name="now"))], "required")
-    >>> tools.is_forced, tools.called('{"name": "now", "parameters": {}}')
-    (True, Called(name='now', arguments='{}'))
+    >>> tools.is_forced, tools.called('{"name": "now", "parameters": {}}').arguments
+    (True, '{}')
     >>> tools.called("It is late.") is None
     True
     """
