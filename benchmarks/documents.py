@@ -250,13 +250,21 @@ def sweep(library: Library) -> None:
 
 def table(library: Library) -> None:
     """What was found of each set, and what not."""
+    from record import record  # tests read the questions without it
+
     missed = list[str]()
-    print("| questions | first | among five |\n|---|--:|--:|")
-    for name, questions in (("QUESTIONS", QUESTIONS), ("CHOOSING", CHOOSING), ("FRESH", FRESH)):
+    rows = []
+    for name, questions in (
+        ("asked before there was a search", QUESTIONS),
+        ("written to choose its settings", CHOOSING),
+        ("written afterwards", FRESH),
+    ):
         ranks = [rank(library, each) for each in questions]
         found = sum(each is not None for each in ranks)
-        print(f"| {name} | {ranks.count(1)} of {len(ranks)} | {found} of {len(ranks)} |")
+        rows.append([name, f"{ranks.count(1)} of {len(ranks)}", f"{found} of {len(ranks)}"])
         missed += [asked for (asked, _, _), place in zip(questions, ranks, strict=True) if place is None]
+    columns = ("questions", "the passage is first", "is among the five cited")
+    record("documents", columns, rows, command="python benchmarks/documents.py FOLDER")
     print("\nnot among five:", *missed, sep="\n    ")
     asked: Sequence[str] = (*ELSEWHERE, *ELSEWHERE_FRESH)
     print("\npassages for what stands nowhere:", *(each for each in asked if library.search(each)), sep="\n    ")
