@@ -147,7 +147,8 @@ def test_only_what_a_token_sees_changes_its_logits(window: int | None, tiny: Map
     rows = np.tile(np.arange(10, 10 + length, dtype=np.int32), (length + 1, 1))
     rows[np.arange(length), np.arange(length)] = 99  # row j has another token j; the last row is as it was
     logits = logits_of(config, table, rows)
-    changed = (np.abs(logits[:-1] - logits[-1]).max(axis=2) > 1e-6).T
+    # what is seen moves some logit by whole units; a product's last rows round otherwise, by 1e-6 with AVX-512
+    changed = (np.abs(logits[:-1] - logits[-1]).max(axis=2) > 1e-3).T
     past = np.arange(length)[:, None] - np.arange(length)
     assert drawn(changed) == drawn((past >= 0) & (past < (window or length)))
 
