@@ -434,7 +434,7 @@ def test_without_namespaces_other_walls_hold(name: str, scene: Scene) -> None:
         ("passed", "import sys, io\nsys.stdout = io.StringIO()\nprint('hidden')", ""),
         ("passed", "import ctypes\nassert ctypes.CDLL(None).getpid() > 0", ""),
         ("passed", "import tempfile\nwith tempfile.TemporaryFile() as f: assert f.write(b'x' * 1000) == 1000", ""),
-        ("passed", "import os\nwith open('own', 'w') as f: f.write('x')\nassert os.listdir() == ['own']", ""),
+        ("passed", "import os\nwith open('own', 'w') as f: f.write('x')\nassert 'own' in os.listdir()", ""),
         ("failed", "assert 1 + 1 == 3, 'wrong sum'", "AssertionError: wrong sum\n"),
         ("failed", "def f(:", "SyntaxError: invalid syntax\n"),
         ("failed", "input()", "EOFError: EOF when reading a line\n"),
