@@ -65,16 +65,16 @@ def chat(
     gemmary.base.errors.UnknownModelError: expected a path or the name of a model, got 'gemma-2-2c-it': did you ...
     """
     from gemmary.api import load
-    from gemmary.formats.locate import CHAT_ADAPTER, DEFAULT
+    from gemmary.formats.locate import DEFAULT
 
     is_ours = model is None and adapter is None
+    adapter = options.conversing(model, adapter)
     usual_temperature, usual_penalty = OURS if is_ours else PUBLISHED
     temperature = usual_temperature if temperature is None else temperature
     penalty = usual_penalty if repetition_penalty is None else repetition_penalty
     sampling = options.sampling(temperature, top_k, top_p, min_p, penalty, seed)
     told = None if system is None else options.checked(system)
     if is_ours:
-        adapter = CHAT_ADAPTER
         options.note(f"{DEFAULT} with the chat adapter of this package: small, often wrong; --model names another")
     generator = load(
         model,

@@ -33,7 +33,7 @@ from gemmary.cli.tune import tune
 
 app = typer.Typer(
     name="gemmary",
-    help="Run, tune, read, convert and measure Gemma models.",
+    help="Run, serve, tune, read, convert and measure Gemma models.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,

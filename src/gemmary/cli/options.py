@@ -120,6 +120,17 @@ def _content(path: Path) -> str:
         raise FileError(f"expected a readable file, got {path}: {error.strerror}") from None
 
 
+def conversing(model: str | None, adapter: str | None) -> str | None:
+    """The adapter of a model that is to converse: without any name it is the embedded default, which needs its own.
+
+    >>> conversing(None, None), conversing("gemma-2b-it", None)
+    ('chat', None)
+    """
+    from gemmary.formats.locate import CHAT_ADAPTER
+
+    return CHAT_ADAPTER if model is None and adapter is None else adapter
+
+
 def checked(argument: str) -> str:
     """The argument itself; raises InputError when it came as bytes that are not UTF-8.
 

@@ -75,7 +75,7 @@ def serve(
         if find_spec(module) is None:
             raise MissingExtraError.of("serving", module, "serve")
     from gemmary.api import load
-    from gemmary.formats.locate import CHAT_ADAPTER, DEFAULT
+    from gemmary.formats.locate import DEFAULT
     from gemmary.serve.documents import Library
     from gemmary.serve.server import create_app
 
@@ -83,7 +83,7 @@ def serve(
     listening = _listen(host, port)  # before the model is loaded, which takes longer
     generator = load(
         model,
-        adapter=CHAT_ADAPTER if model is None and adapter is None else adapter,
+        adapter=options.conversing(model, adapter),
         engine=engine,
         backend=backend,
         dtype=dtype,

@@ -21,7 +21,7 @@ from gemmary.base.errors import BusyError, InputError
 from gemmary.generate.generator import Stream
 from gemmary.generate.request import Token
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 _USUAL_SECONDS = 5.0  # a reply takes, until some have been seen
 _MOST_SECONDS = 60  # that a client is told to wait
 
@@ -96,7 +96,7 @@ class Admission:
             with suppress(ValueError):  # a Python generator that is running in its thread cannot be closed, and ends
                 stream.close()
 
-    async def run(self, work: Callable[[], T], client: str) -> T:
+    async def run(self, work: Callable[[], _T], client: str) -> _T:
         """What a function gives in a thread when its turn has come; the place is free when the thread is.
 
         >>> asyncio.run(Admission(num_active=1, max_waiting=2).run(lambda: 7, "127.0.0.1"))

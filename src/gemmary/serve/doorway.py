@@ -60,8 +60,11 @@ class Rules:
 class Doorway:
     """The ASGI application around another one.
 
-    >>> Doorway(lambda scope, receive, send: None, Rules()).rules.api_key is None
-    True
+    >>> from starlette.responses import PlainTextResponse
+    >>> from starlette.testclient import TestClient
+    >>> client = TestClient(Doorway(PlainTextResponse("in"), Rules(api_key="secret")))
+    >>> client.get("/").text, client.post("/").status_code
+    ('in', 401)
     """
 
     def __init__(self, app: ASGIApp, rules: Rules) -> None:

@@ -47,8 +47,14 @@ class Metrics:
     async def watched(self, tokens: AsyncIterator[Token]) -> AsyncGenerator[Token, None]:
         """The same tokens, counted.
 
-        >>> Metrics(Admission(num_active=1, max_waiting=1)).watched.__name__
-        'watched'
+        >>> import asyncio
+        >>> async def one():
+        ...     yield Token(id=5, text="a", finish_reason="stop")
+        >>> async def read(metrics):
+        ...     return [token.text async for token in metrics.watched(one())]
+        >>> metrics = Metrics(Admission(num_active=1, max_waiting=1))
+        >>> asyncio.run(read(metrics)), b"gemmary_generated_tokens_total 1.0" in metrics.text()
+        (['a'], True)
         """
         began, count, reason = time.monotonic(), 0, "cancelled"
         try:

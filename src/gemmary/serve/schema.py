@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from gemmary.base.errors import InputError
-from gemmary.generate.request import Grammar, Request, Sampling
+from gemmary.generate.request import MOST_ALTERNATIVES, Grammar, Request, Sampling
 
 MOST_CHOICES = 16
 MOST_INPUTS, MOST_EMBEDDED = 256, 2048
@@ -209,9 +209,9 @@ class Settings(Body):
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0)] | None = None
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, lt=100)] | None = None
+    top_k: int | None = None  # these three as Sampling takes them
+    min_p: float | None = None
+    repetition_penalty: float | None = None
     logit_bias: dict[Id, Annotated[float, Field(ge=-100, le=100)]] | None = None
     presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None  # repetition_penalty is what there is
     frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
@@ -264,7 +264,7 @@ class Settings(Body):
             top_k=self.top_k or 0,
             top_p=self.top_p or 1.0,
             min_p=self.min_p or 0.0,
-            repetition_penalty=self.repetition_penalty or 1.0,
+            repetition_penalty=1.0 if self.repetition_penalty is None else self.repetition_penalty,
             seed=seed,
         )
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
@@ -290,7 +290,7 @@ class ChatBody(Settings):
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MOST_ALTERNATIVES)] | None = None
     response_format: ResponseFormat | None = None
     tools: Annotated[list[Tool], Field(max_length=128)] | None = None
     tool_choice: Literal["none", "auto", "required"] | Chosen | None = None
@@ -321,7 +321,7 @@ class CompletionBody(Settings):
         Text | Annotated[list[Id], Field(min_length=1)] | list[Text] | list[Annotated[list[Id], Field(min_length=1)]]
     )
     max_tokens: Annotated[int, Field(ge=1)] | None = 16
-    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MOST_ALTERNATIVES)] | None = None
     response_format: ResponseFormat | None = None
     echo: Literal[False] | None = None
     suffix: None = None

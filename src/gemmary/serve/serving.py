@@ -24,7 +24,7 @@ from gemmary.generate.generator import Embedder, Generator, Stream
 from gemmary.generate.request import Grammar, Request, Token
 from gemmary.generate.scripted import ScriptedGenerator
 from gemmary.serve.admission import Admission
-from gemmary.serve.answers import ChatForm, Json, TextForm
+from gemmary.serve.answers import ChatForm, Form, Json, TextForm
 from gemmary.serve.conversation import conversation
 from gemmary.serve.doorway import error_body
 from gemmary.serve.metrics import Metrics
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 NO_ANSWER = "The documents hold no answer to this."
 _SHARE_OF_CONTEXT = 0.5  # that passages of documents may take
 _DONE = b"data: [DONE]\n\n"
-Form = TextForm | ChatForm
 
 
 class Serving:
@@ -66,8 +65,12 @@ class Serving:
     async def chat(self, http: HttpRequest, body: ChatBody) -> Response:
         """POST /v1/chat/completions.
 
-        >>> Serving.chat.__name__
-        'chat'
+        >>> from starlette.testclient import TestClient
+        >>> from gemmary.serve.server import create_app
+        >>> client = TestClient(create_app(ScriptedGenerator({"Hi": "Hello!"}), name="gemma"))
+        >>> said = client.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": "Hi"}]})
+        >>> said.json()["choices"][0]["message"]["content"]
+        'Hello!'
         """
         self.admission.check_room(body.num_choices)  # before there is any work
         job = await asyncio.to_thread(self._chat_job, body)
@@ -76,8 +79,11 @@ class Serving:
     async def complete(self, http: HttpRequest, body: CompletionBody) -> Response:
         """POST /v1/completions.
 
-        >>> Serving.complete.__name__
-        'complete'
+        >>> from starlette.testclient import TestClient
+        >>> from gemmary.serve.server import create_app
+        >>> client = TestClient(create_app(ScriptedGenerator({"Hi": "Hello!"}), name="gemma"))
+        >>> client.post("/v1/completions", json={"prompt": "Hi", "max_tokens": 3}).json()["choices"][0]["text"]
+        'Hel'
         """
         self.admission.check_room(len(body.prompts) * body.num_choices)
         job = await asyncio.to_thread(self._completion_job, body)
@@ -86,8 +92,11 @@ class Serving:
     async def embed(self, http: HttpRequest, body: EmbeddingBody) -> Response:
         """POST /v1/embeddings.
 
-        >>> Serving.embed.__name__
-        'embed'
+        >>> from starlette.testclient import TestClient
+        >>> from gemmary.serve.server import create_app
+        >>> client = TestClient(create_app(ScriptedGenerator({"Hi": "Hello!"}), name="gemma"))
+        >>> client.post("/v1/embeddings", json={"input": "Hi"}).json()["error"]["message"]
+        'expected a model with hidden states, got one without: serve it with an engine of ours'
         """
         self.admission.check_room(1)
         return await _unless_gone(http, self._embedded(body, _client(http)))
