@@ -7,6 +7,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -275,6 +276,19 @@ def test_two_processes_share_a_file(tmp_path: Path) -> None:
     assert [each.wait() for each in children] == [0, 0]
     with Library(tmp_path / "library.db") as library:
         assert len(library.documents()) == 11
+
+
+def test_many_open_a_new_file_at_once(tmp_path: Path) -> None:
+    together = threading.Barrier(8)
+
+    def work(path: Path) -> int:
+        together.wait(60)
+        with Library(path) as library:  # each has a connection and so a lock of its own, as a process has
+            return len(library.documents())
+
+    with ThreadPoolExecutor(8) as pool:
+        for number in range(30):
+            assert list(pool.map(work, [tmp_path / f"{number}.db"] * 8)) == [0] * 8
 
 
 def test_a_file_that_is_damaged_or_not_ours_is_said_to_be(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import math
 import os
 import sqlite3
 import threading
+import time
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -39,7 +40,10 @@ MAX_BYTES = 16 << 20
 _UNSEEN = 1000  # passages that a small library is thought to be a part of
 _CANDIDATES = 200  # passages that bm25 alone chooses
 _APPLICATION, _VERSION = 0x47444F43, 1  # "GDOC", in the head of the file
+_WAIT_S = 30.0  # for another process that changes the file
 _MOST_PASSAGES = 1 << 24  # of a document: a passage's row is the document's id times this, and its place
+_KIND = """SELECT application_id, user_version, (SELECT count(*) FROM sqlite_master)
+    FROM pragma_application_id, pragma_user_version"""  # one statement, so as they are at one time
 _SCHEMA = """
 CREATE TABLE documents (
     id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, kind TEXT NOT NULL, sha256 TEXT NOT NULL UNIQUE,
@@ -139,7 +143,7 @@ class Library:
         self._lock = threading.Lock()
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._file = sqlite3.connect(self.path, timeout=30, isolation_level=None, check_same_thread=False)
+            self._file = sqlite3.connect(self.path, timeout=_WAIT_S, isolation_level=None, check_same_thread=False)
         except (OSError, sqlite3.Error) as error:
             raise FileError(f"expected a file of documents at {self.path}, but: {error}; name another") from None
         try:
@@ -150,13 +154,13 @@ class Library:
 
     def _open(self) -> None:
         with self._using() as file:
-            found = tuple(file.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version"))
-            is_new = found == (0, 0) and not file.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-            if not is_new and found != (_APPLICATION, _VERSION):
+            application, version, num_parts = file.execute(_KIND).fetchone()
+            is_new = (application, version, num_parts) == (0, 0, 0)
+            if not is_new and (application, version) != (_APPLICATION, _VERSION):
                 raise FileError(
                     f"expected a file of documents, got {self.path}, which is of another kind: name another"
                 )
-            file.execute("PRAGMA journal_mode = WAL")
+            _keep_a_log(file)
             file.execute("PRAGMA synchronous = NORMAL")  # in WAL a killed process and a lost current leave it whole
         if is_new:
             with self._changing() as file:
@@ -331,6 +335,20 @@ class Library:
             finally:
                 if file.in_transaction:
                     file.execute("ROLLBACK")
+
+
+def _keep_a_log(file: sqlite3.Connection) -> None:
+    """A write-ahead log for the file. SQLite waits for others at every statement but the one that first asks for this,
+    where two that open a new file at once would find it locked."""
+    until = time.monotonic() + _WAIT_S
+    while True:
+        try:
+            file.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+            time.sleep(0.01)
 
 
 def _is_folder(path: Path) -> bool:
