@@ -37,10 +37,10 @@ void gemmary_store(const gemmary_model *m, const Ring *ring, size_t slot, size_t
         size_t start = (slot * kv_heads + head) * ring_numbers(m, ring->length);
         uint16_t *k = ring->keys + start + place / BLOCK * BLOCK * m->head_width + place % BLOCK;
         uint16_t *v = ring->values + start + place * BLOCK;
-        for (size_t h = 0; h < head_dim; h++) {
-            k[h * BLOCK] = to_bf16(keys[head * head_dim + h]);
-            v[h / BLOCK * BLOCK * ring->length + h % BLOCK] = to_bf16(values[head * head_dim + h]);
-        }
+        for (size_t h = 0; h < head_dim; h++) k[h * BLOCK] = to_bf16(keys[head * head_dim + h]);
+        for (size_t h = 0; h < head_dim; h += BLOCK)
+            for (size_t i = 0; i < BLOCK && h + i < head_dim; i++)
+                v[h * ring->length + i] = to_bf16(values[head * head_dim + h + i]);
     }
 }
 

@@ -49,10 +49,17 @@ size_t gemmary_take_blocks(const Pass *p, size_t rows, size_t *first, size_t tot
     return gemmary_team_take(p->m->team, count, first, total);
 }
 
-/* The activations laid out for a matrix. */
-Activations gemmary_activations(const Room *room, const Matrix *w) {
-    Activations x = room->activations;
+/* The next share of a loop over rows: of many as many as share lines of the activations, or of a ring. */
+size_t gemmary_take_rows(const Pass *p, size_t *first) {
+    size_t count = p->rows < 2 * BLOCK * (size_t)gemmary_team_size(p->m->team) ? 1 : BLOCK;
+    return gemmary_team_take(p->m->team, count, first, p->rows);
+}
+
+/* The activations of so many rows laid out for a matrix. */
+Activations gemmary_activations(const gemmary_model *m, const Matrix *w, size_t rows) {
+    Activations x = m->room.activations;
     x.groups = w->groups;
+    x.lanes = rows <= FEW_ROWS ? 1 : m->kernels->lanes;
     x.columns = (w->groups / 2 * 2 + 1) * GROUP; /* an odd number, so that rows share no set of a cache */
     return x;
 }
@@ -101,31 +108,32 @@ static void embed(const Pass *p) {
 static void prepare(const Pass *p, bool adds, const float *post_norm, const float *norm, const Matrix *next) {
     gemmary_model *m = p->m;
     Room *room = &m->room;
-    Activations out = gemmary_activations(room, next);
-    size_t dim = (size_t)m->config.model_dim, row;
-    while (gemmary_team_take(m->team, 1, &row, p->rows)) {
-        float *x = room->x + row * dim, *normed = room->second + row * room->width;
-        if (adds) m->kernels->norm_add(x, normed, post_norm, dim, m->config.norm_eps);
-        m->kernels->norm(normed, x, norm, dim, m->config.norm_eps);
-        m->kernels->quantize(&out, row, normed, dim);
-    }
+    Activations out = gemmary_activations(m, next, p->rows);
+    size_t dim = (size_t)m->config.model_dim, row, count;
+    while ((count = gemmary_take_rows(p, &row)))
+        for (; count; count--, row++) {
+            float *x = room->x + row * dim, *normed = room->second + row * room->width;
+            if (adds) m->kernels->norm_add(x, normed, post_norm, dim, m->config.norm_eps);
+            m->kernels->norm(normed, x, norm, dim, m->config.norm_eps);
+            m->kernels->quantize(&out, row, normed, dim);
+        }
     gemmary_team_wait(m->team);
 }
 
 /* activations = the rows of an array */
 static void quantize(const Pass *p, const float *values, const Matrix *next) {
     gemmary_model *m = p->m;
-    Activations out = gemmary_activations(&m->room, next);
-    size_t row;
-    while (gemmary_team_take(m->team, 1, &row, p->rows))
-        m->kernels->quantize(&out, row, values + row * m->room.width, next->columns);
+    Activations out = gemmary_activations(m, next, p->rows);
+    size_t row, count;
+    while ((count = gemmary_take_rows(p, &row)))
+        for (; count; count--, row++) m->kernels->quantize(&out, row, values + row * m->room.width, next->columns);
     gemmary_team_wait(m->team);
 }
 
 /* Each matrix times the activations, its rows side by side in y from a multiple of 16 on. */
 static void project(const Pass *p, const Matrix *const *matrices, size_t num_matrices, float *y) {
     gemmary_model *m = p->m;
-    Activations x = gemmary_activations(&m->room, matrices[0]);
+    Activations x = gemmary_activations(m, matrices[0], p->rows);
     size_t total = 0, first, count;
     for (size_t i = 0; i < num_matrices; i++) total += matrices[i]->blocks;
     while ((count = gemmary_take_blocks(p, p->rows, &first, total))) {
@@ -144,8 +152,8 @@ static void turn(const Pass *p, const Layer *layer) {
     gemmary_model *m = p->m;
     const gemmary_config *c = &m->config;
     const Kernels *k = m->kernels;
-    size_t dim = (size_t)c->head_dim, heads = (size_t)c->num_heads, kv_heads = (size_t)c->num_kv_heads, row, slot;
-    while (gemmary_team_take(m->team, 1, &row, p->rows)) {
+    size_t dim = (size_t)c->head_dim, heads = (size_t)c->num_heads, kv_heads = (size_t)c->num_kv_heads, row, slot, count;
+    while ((count = gemmary_take_rows(p, &row))) for (; count; count--, row++) {
         float *queries = m->room.wide + row * m->room.width, *keys = queries + layer->query.blocks * BLOCK;
         const float *angles = m->room.angles + row * 4 * (dim / 2) + (layer->is_local ? 0 : dim);
         for (size_t i = 0; i < heads + kv_heads; i++) {
@@ -164,7 +172,7 @@ static void attend(const Pass *p, const Layer *layer, float *own) {
     gemmary_model *m = p->m;
     size_t kv_heads = (size_t)m->config.num_kv_heads, width = m->room.width, task;
     while (gemmary_team_take(m->team, 1, &task, p->num_tiles * kv_heads)) {
-        const Tile *tile = &m->room.tiles[task / kv_heads];
+        const Tile *tile = &p->tiles[task / kv_heads];
         size_t start = tile->row * width;
         gemmary_attend(m, layer, &p->chunks[tile->chunk], tile, task % kv_heads, m->room.wide + start, width,
                        m->room.second + start, width, own);
@@ -175,7 +183,7 @@ static void attend(const Pass *p, const Layer *layer, float *own) {
 /* wide = gelu(gate) * up */
 static void gate(const Pass *p, const Layer *layer) {
     gemmary_model *m = p->m;
-    Activations x = gemmary_activations(&m->room, &layer->gate);
+    Activations x = gemmary_activations(m, &layer->gate, p->rows);
     size_t width = m->room.width, first, count;
     while ((count = gemmary_take_blocks(p, p->rows, &first, layer->gate.blocks))) {
         float *gates = m->room.wide + first * BLOCK, *ups = m->room.second + first * BLOCK;
@@ -187,7 +195,23 @@ static void gate(const Pass *p, const Layer *layer) {
     gemmary_team_wait(m->team);
 }
 
-static void layers(const Pass *p, float *own) {
+/* Keep the rows that logits are wanted of, from the first on. */
+static void narrow(const Pass *p) {
+    gemmary_model *m = p->m;
+    size_t dim = (size_t)m->config.model_dim, width = m->room.width, from = 0, to = 0, share;
+    if (gemmary_team_take(m->team, 1, &share, 1))
+        for (size_t i = 0; i < p->num_chunks; i++) {
+            from += (size_t)(p->chunks[i].length - p->chunks[i].num_logits);
+            for (int32_t j = 0; j < p->chunks[i].num_logits; j++, from++, to++) {
+                memmove(m->room.x + to * dim, m->room.x + from * dim, dim * sizeof(float));
+                memmove(m->room.wide + to * width, m->room.wide + from * width, width * sizeof(float));
+            }
+        }
+    gemmary_team_wait(m->team);
+}
+
+/* All rows but those of `last` are done with when their keys and values are in the last ring. */
+static void layers(const Pass *p, const Pass *last, float *own) {
     gemmary_model *m = p->m;
     const float *post_norm = NULL;
     for (int32_t i = 0; i < m->config.num_layers; i++) {
@@ -195,6 +219,11 @@ static void layers(const Pass *p, float *own) {
         prepare(p, i > 0, post_norm, l->attention_norm, &l->query);
         project(p, (const Matrix *[]){&l->query, &l->key, &l->value}, 3, m->room.wide);
         turn(p, l);
+        if (i + 1 == m->config.num_layers && last->rows < p->rows) {
+            narrow(p);
+            p = last;
+        }
+        if (!p->rows) return;
         attend(p, l, own);
         quantize(p, m->room.second, &l->output);
         project(p, (const Matrix *[]){&l->output}, 1, m->room.second);
@@ -207,28 +236,45 @@ static void layers(const Pass *p, float *own) {
 }
 
 static void work(void *context, int thread) {
-    const Pass *p = context;
+    const Pass *passes = context, *p = &passes[1];
     float *own = p->m->room.own + (size_t)thread * p->m->room.own_floats;
-    embed(p);
-    layers(p, own);
+    embed(&passes[0]);
+    layers(&passes[0], p, own);
+    if (!p->rows) return;
     if (p->sums) gemmary_sum(p);
     else if (p->targets) gemmary_judge(p, own);
-    else if (p->screens && p->num_logits <= FEW_ROWS) gemmary_screen(p, own); /* more are bound by arithmetic */
+    else if (p->screens && p->rows <= FEW_ROWS) gemmary_screen(p, own); /* more are bound by arithmetic */
     else gemmary_head(p, own);
 }
 
 /* Query rows by tiles: as many as share a block of keys well, but enough tiles for all threads. */
-static size_t make_tiles(gemmary_model *m, const gemmary_chunk *chunks, size_t num_chunks) {
-    size_t rows = 0, count = 0, before = 0, heads = m->group_heads;
-    for (size_t i = 0; i < num_chunks; i++) rows += (size_t)chunks[i].length * heads;
-    size_t share = rows * (size_t)m->config.num_kv_heads / (size_t)gemmary_team_size(m->team);
+static void make_tiles(Pass *p, Tile *tiles) {
+    gemmary_model *m = p->m;
+    size_t before = 0, heads = m->group_heads;
+    size_t share = p->rows * heads * (size_t)m->config.num_kv_heads / (size_t)gemmary_team_size(m->team);
     size_t size = share > TILE_ROWS ? TILE_ROWS : share < 1 ? 1 : share;
-    for (size_t i = 0; i < num_chunks; before += (size_t)chunks[i++].length) {
-        size_t end = (size_t)chunks[i].length * heads;
+    p->tiles = tiles;
+    for (size_t i = 0; i < p->num_chunks; before += (size_t)p->chunks[i++].length) {
+        size_t end = (size_t)p->chunks[i].length * heads;
         for (size_t first = 0; first < end; first += size)
-            m->room.tiles[count++] = (Tile){i, before, first, end - first < size ? end - first : size};
+            *tiles++ = (Tile){i, before, first, end - first < size ? end - first : size};
     }
-    return count;
+    p->num_tiles = (size_t)(tiles - p->tiles);
+}
+
+/* The same pass over those tokens alone that something is wanted of after the last layer. */
+static Pass last_of(const Pass *p) {
+    Pass last = *p;
+    if (!p->targets && !p->sums) {
+        last.chunks = p->m->room.ends;
+        last.rows = p->num_logits;
+        for (size_t i = 0; i < p->num_chunks; i++) {
+            const gemmary_chunk *c = &p->chunks[i];
+            p->m->room.ends[i] = (gemmary_chunk){c->slot, c->start + c->length - c->num_logits, c->num_logits, c->num_logits};
+        }
+    }
+    make_tiles(&last, p->m->room.tiles + p->num_tiles);
+    return last;
 }
 
 static bool are_sound(const gemmary_model *m, const gemmary_chunk *chunks, int32_t num_chunks, const int32_t *ids) {
@@ -256,8 +302,9 @@ static void run(gemmary_model *m, Pass pass, size_t num_chunks) {
             pass.num_logits += (size_t)pass.chunks[pass.num_chunks].num_logits;
             pass.rows += (size_t)pass.chunks[pass.num_chunks++].length;
         }
-        pass.num_tiles = make_tiles(m, pass.chunks, pass.num_chunks);
-        gemmary_team_run(m->team, work, &pass);
+        make_tiles(&pass, m->room.tiles);
+        Pass passes[] = {pass, last_of(&pass)};
+        gemmary_team_run(m->team, work, passes);
         pass.chunks += pass.num_chunks;
         pass.ids += pass.rows;
         if (pass.targets) {

@@ -5,30 +5,20 @@
 
 #include "model.h"
 
-/* The row of the i-th logits: each chunk gives those after its last num_logits tokens. */
-static size_t row_of(const Pass *p, size_t i) {
-    size_t end = 0;
-    for (const gemmary_chunk *chunk = p->chunks;; i -= (size_t)chunk++->num_logits) {
-        end += (size_t)chunk->length;
-        if (i < (size_t)chunk->num_logits) return end - (size_t)chunk->num_logits + i;
-    }
-}
-
-/* second, and as int8 activations = norm(x + norm(second)) of every row, or of those that logits are wanted of */
+/* second, and as int8 activations = norm(x + norm(second)) of every row */
 static void finish(const Pass *p) {
     gemmary_model *m = p->m;
     Room *room = &m->room;
-    Activations out = gemmary_activations(room, &m->embedding);
+    Activations out = gemmary_activations(m, &m->embedding, p->rows);
     const float *post_norm = m->layers[m->config.num_layers - 1].mlp_post_norm;
-    bool takes_all = p->targets || p->sums;
-    size_t dim = (size_t)m->config.model_dim, count = takes_all ? p->rows : p->num_logits, i;
-    while (gemmary_team_take(m->team, 1, &i, count)) {
-        size_t row = takes_all ? i : row_of(p, i);
-        float *x = room->x + row * dim, *y = room->second + row * room->width;
-        m->kernels->norm_add(x, y, post_norm, dim, m->config.norm_eps);
-        m->kernels->norm(y, x, m->final_norm, dim, m->config.norm_eps);
-        m->kernels->quantize(&out, i, y, dim);
-    }
+    size_t dim = (size_t)m->config.model_dim, row, count;
+    while ((count = gemmary_take_rows(p, &row)))
+        for (; count; count--, row++) {
+            float *x = room->x + row * dim, *y = room->second + row * room->width;
+            m->kernels->norm_add(x, y, post_norm, dim, m->config.norm_eps);
+            m->kernels->norm(y, x, m->final_norm, dim, m->config.norm_eps);
+            m->kernels->quantize(&out, row, y, dim);
+        }
     gemmary_team_wait(m->team);
 }
 
@@ -48,12 +38,11 @@ static size_t next_logits(const Pass *p, size_t rows, const Activations *x, floa
 }
 
 void gemmary_head(const Pass *p, float *own) {
-    if (!p->num_logits) return;
     finish(p);
-    Activations x = gemmary_activations(&p->m->room, &p->m->embedding);
+    Activations x = gemmary_activations(p->m, &p->m->embedding, p->rows);
     size_t first, count, stride, vocab = (size_t)p->m->config.vocab_size;
-    while ((count = next_logits(p, p->num_logits, &x, own, &first, &stride)))
-        for (size_t row = 0; row < p->num_logits; row++)
+    while ((count = next_logits(p, p->rows, &x, own, &first, &stride)))
+        for (size_t row = 0; row < p->rows; row++)
             memcpy(p->logits + row * vocab + first, own + row * stride, count * sizeof *own);
 }
 
@@ -90,7 +79,7 @@ static Judgement *judgements(const Room *room, const float *own) {
 
 void gemmary_judge(const Pass *p, float *own) {
     gemmary_model *m = p->m;
-    Activations x = gemmary_activations(&m->room, &m->embedding);
+    Activations x = gemmary_activations(m, &m->embedding, p->rows);
     Judgement *mine = judgements(&m->room, own), *all[256];
     size_t first, count, stride, row;
     for (row = 0; row < p->rows; row++) mine[row] = (Judgement){0, -INFINITY, 0};
@@ -150,7 +139,7 @@ static void bound(const Pass *p, const Activations *x, Judgement *mine, float *o
     Matrix upper = m->embedding;
     upper.packing.extra_bits = 0;
     upper.extra = NULL;
-    size_t rows = p->num_logits, vocab = (size_t)m->config.vocab_size, start, count;
+    size_t rows = p->rows, vocab = (size_t)m->config.vocab_size, start, count;
     float energies[MOST_GROUPS], mean[BLOCK], radius[BLOCK];
     for (size_t row = 0; row < rows; row++) mine[row].most = -INFINITY;
     while ((count = gemmary_team_take(m->team, rows > 1 ? PANEL_BLOCKS : 4 * PANEL_BLOCKS, &start, upper.blocks))) {
@@ -194,15 +183,14 @@ static void decide(const Pass *p, const Activations *x, size_t row, size_t first
 }
 
 void gemmary_screen(const Pass *p, float *own) {
-    if (!p->num_logits) return;
     gemmary_model *m = p->m;
-    Activations x = gemmary_activations(&m->room, &m->embedding);
+    Activations x = gemmary_activations(m, &m->embedding, p->rows);
     finish(p);
     bound(p, &x, judgements(&m->room, own), own);
     gemmary_team_wait(m->team);
     size_t start, count;
     while ((count = gemmary_team_take(m->team, 64, &start, m->embedding.blocks)))
-        for (size_t row = 0; row < p->num_logits; row++) {
+        for (size_t row = 0; row < p->rows; row++) {
             float least = -INFINITY;
             for (int t = 0; t < gemmary_team_size(m->team); t++) {
                 float most = judgements(&m->room, m->room.own + (size_t)t * m->room.own_floats)[row].most;

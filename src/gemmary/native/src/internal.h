@@ -21,7 +21,7 @@
 
 #include "gemmary.h"
 
-enum { BLOCK = 16, GROUP = 32, QUADS = 8, VECTOR = 64, PANEL_GROUPS = 8, PANEL_BLOCKS = 4, STARTS = 6 };
+enum { BLOCK = 16, GROUP = 32, QUADS = 8, VECTOR = 64, PANEL_GROUPS = 32, PANEL_BLOCKS = 2, STARTS = 6, MOST_LANES = 8 };
 
 typedef enum {
     SCALE_F16,     /* 16 × f16 scales */
@@ -49,14 +49,21 @@ typedef struct {
 
 enum { ACTIVATION_BYTES = 2 * sizeof(float) + STARTS * sizeof(int16_t) }; /* of a group, besides its codes */
 
-typedef struct { /* int8 activations, a scale for every 32 */
-    size_t columns, groups;
-    int8_t *codes;   /* [row][columns] */
-    float *scales;   /* [row][groups] */
-    float *sums;     /* [row][groups]         scale * sum of the codes */
-    int16_t *starts; /* [row][groups][3][2]   -8 * sums of the codes of the group, -32 * those of its first and second
-                        half: at columns 4q and 4q+1, at 4q+2 and 4q+3 */
+typedef struct { /* int8 activations, a scale for every 32; quads of `lanes` rows stand side by side */
+    size_t columns, groups, lanes;
+    int8_t *codes;   /* [row / lanes][columns / 4][row % lanes][4] */
+    float *scales;   /* [row / lanes][groups][row % lanes] */
+    float *sums;     /* the same, scale * sum of the codes */
+    int16_t *starts; /* the same, [STARTS]: what a kernel begins the sums of a group with, or of either half of it */
 } Activations;
+
+static inline int8_t *activation_codes(const Activations *x, size_t row) { /* quads are 4 * lanes apart */
+    return x->codes + row / x->lanes * x->lanes * x->columns + row % x->lanes * 4;
+}
+
+static inline size_t activation_at(const Activations *x, size_t row, size_t group) {
+    return (row / x->lanes * x->groups + group) * x->lanes + row % x->lanes;
+}
 
 typedef struct { /* 16 rows of some groups, one byte a code */
     uint8_t codes[PANEL_GROUPS][2 * QUADS * VECTOR]; /* the second half only where a kernel splits codes in two */
@@ -67,13 +74,13 @@ typedef struct { /* 16 rows of some groups, one byte a code */
 typedef struct {
     const char *name;
     bool (*runs_here)(void);
-    size_t tile_rows;
+    size_t tile_rows, lanes; /* of the activations that tile takes, at most MOST_LANES; matvec takes 1 */
     /* y[16] = 16 rows of w times one row of x */
     void (*matvec)(const Matrix *w, size_t block, const Activations *x, size_t row, float *y);
     /* panel = groups [group, group + count) of a block; group and PANEL_GROUPS divide */
     void (*unpack)(const Matrix *w, size_t block, size_t group, size_t count, Panel *panel);
     /* y[t * stride + 0..15] += panel times rows [row, row + num_rows) of x at those groups, = where they are the first;
-     * num_rows <= tile_rows */
+     * num_rows <= tile_rows, lanes divides row */
     void (*tile)(const Matrix *w, const Panel *panel, size_t group, size_t count, const Activations *x, size_t row,
                  size_t num_rows, float *y, size_t stride);
     /* c[m][16] (+)= a[m][k] * b[k][16], b in bfloat16; ldc and lda in elements, rows of b follow each other */

@@ -10,7 +10,7 @@
 typedef __m512i Ints;
 typedef __m512 Floats;
 
-enum { TOKENS = 8 };
+enum { TOKENS = 8 }; /* of a tile, and lanes of its activations: one address and constants lead to all of them */
 
 static bool runs_here(void) {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -47,12 +47,41 @@ INLINE void codes_at(const uint8_t *base, const uint8_t *extra, int bits, int i,
     }
 }
 
-/* What the sums of a group begin with, or of one of its halves, in every lane: -center times those of the activations. */
+/* What the sums of a group begin with, or of one of its halves, in every lane: -center times those of the activations,
+ * from -8 times them, or -32 times for a half. */
 INLINE Ints start_at(const int16_t *starts, int part, int bits) {
-    int32_t two;
-    memcpy(&two, starts + (bits == 2 ? 2 + 2 * part : 0), 4);
-    const Ints times = _mm512_set1_epi16((short)(bits == 2 ? 1 : 1 << bits));
-    return _mm512_madd_epi16(_mm512_set1_epi32(two), times);
+    int32_t start;
+    memcpy(&start, starts + (bits == 2 ? 2 + 2 * part : 0), 4);
+    return _mm512_slli_epi32(_mm512_set1_epi32(start), bits == 2 ? 0 : (unsigned)bits);
+}
+
+static void quantize_group(const Activations *x, size_t row, size_t group, const float *values, __mmask32 is_given) {
+    const __mmask16 lower = (__mmask16)is_given, upper = (__mmask16)(is_given >> 16);
+    Floats left = _mm512_maskz_loadu_ps(lower, values), right = _mm512_maskz_loadu_ps(upper, values + 16);
+    float most = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(left), _mm512_abs_ps(right)));
+    const Floats inverse = _mm512_set1_ps(most > 0 ? 127.0f / most : 0);
+    __m128i halves[2] = {_mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(left, inverse))),
+                         _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(right, inverse)))};
+    int8_t *codes = activation_codes(x, row) + group * QUADS * 4 * x->lanes;
+    int32_t starts[3];
+    UNROLL for (int half = 0; half < 2; half++) {
+        __m128i sums = _mm_dpbusd_epi32(_mm_setzero_si128(), _mm_set1_epi8(1), halves[half]);
+        sums = _mm_add_epi32(sums, _mm_shuffle_epi32(sums, 0x4e));
+        starts[1 + half] = -32 * _mm_cvtsi128_si32(_mm_add_epi32(sums, _mm_shuffle_epi32(sums, 0xb1)));
+        for (size_t quad = 0; quad < 4; quad++)
+            memcpy(codes + (4 * (size_t)half + quad) * 4 * x->lanes, (const char *)&halves[half] + 4 * quad, 4);
+    }
+    starts[0] = (starts[1] + starts[2]) / 4;
+    const size_t at = activation_at(x, row, group);
+    memcpy(x->starts + STARTS * at, starts, sizeof starts);
+    x->scales[at] = most / 127.0f;
+    x->sums[at] = most / 127.0f * (float)(starts[0] / -8);
+}
+
+static void quantize(const Activations *x, size_t row, const float *values, size_t n) {
+    size_t group = 0;
+    for (; group < n / GROUP; group++) quantize_group(x, row, group, values + group * GROUP, ~(__mmask32)0);
+    if (group < x->groups) quantize_group(x, row, group, values + group * GROUP, ((__mmask32)1 << n % GROUP) - 1);
 }
 
 /* Sums from `start` on over `quads` quads from 2 * first of the codes of 16 rows times activations. */
@@ -143,31 +172,36 @@ INLINE void unpack_of(const Matrix *w, size_t block, size_t group, size_t count,
 
 INLINE void tile_of(const Matrix *w, const Panel *panel, size_t group, size_t count, const Activations *x, size_t row,
                     float *y, size_t stride, int tokens, int bits) {
-    const int8_t *a = x->codes + row * x->columns + group * GROUP;
+    const int8_t *a = activation_codes(x, row) + group * GROUP * TOKENS;
+    const size_t at = activation_at(x, row, group);
+    const float *a_scales = x->scales + at, *a_sums = x->sums + at;
+    const int16_t *starts = x->starts + STARTS * at;
     const int parts = bits == 2 ? 2 : 1, quads = QUADS / parts;
     const bool has_min = has_minimum(&w->packing);
     Floats sums[TOKENS];
     UNROLL for (int t = 0; t < tokens; t++)
         sums[t] = group ? _mm512_loadu_ps(y + (size_t)t * stride) : _mm512_setzero_ps();
-    for (size_t g = 0; g < count; g++, a += GROUP) {
-        const size_t at = row * x->groups + group + g;
+    for (size_t g = 0; g < count; g++) {
         UNROLL for (int part = 0; part < parts; part++) {
             Ints dots[TOKENS];
-            UNROLL for (int t = 0; t < tokens; t++)
-                dots[t] = start_at(x->starts + STARTS * (at + (size_t)t * x->groups), part, bits);
+            UNROLL for (int t = 0; t < tokens; t++) dots[t] = start_at(starts + STARTS * t, part, bits);
             UNROLL for (int q = part * quads; q < (part + 1) * quads; q++) {
                 Ints codes = load(panel->codes[g] + q * VECTOR);
                 UNROLL for (int t = 0; t < tokens; t++)
-                    dots[t] = _mm512_dpbusd_epi32(dots[t], codes, quad(a + (size_t)t * x->columns + 4 * q));
+                    dots[t] = _mm512_dpbusd_epi32(dots[t], codes, quad(a + 4 * (TOKENS * q + t)));
             }
             Floats scale = _mm512_load_ps(panel->scales[g][part]);
-            UNROLL for (int t = 0; t < tokens; t++)
-                sums[t] = added(sums[t], dots[t], scale, x->scales[at + (size_t)t * x->groups]);
+            UNROLL for (int t = 0; t < tokens; t++) sums[t] = added(sums[t], dots[t], scale, a_scales[t]);
         }
-        if (!has_min) continue;
-        Floats minimum = _mm512_load_ps(panel->minima[g]);
-        UNROLL for (int t = 0; t < tokens; t++)
-            sums[t] = _mm512_fmadd_ps(minimum, _mm512_set1_ps(x->sums[at + (size_t)t * x->groups]), sums[t]);
+        if (has_min) {
+            Floats minimum = _mm512_load_ps(panel->minima[g]);
+            UNROLL for (int t = 0; t < tokens; t++)
+                sums[t] = _mm512_fmadd_ps(minimum, _mm512_set1_ps(a_sums[t]), sums[t]);
+        }
+        a += GROUP * TOKENS;
+        a_scales += TOKENS;
+        a_sums += TOKENS;
+        starts += STARTS * TOKENS;
     }
     UNROLL for (int t = 0; t < tokens; t++) _mm512_storeu_ps(y + (size_t)t * stride, sums[t]);
 }
@@ -230,5 +264,5 @@ static void mix(float *c, size_t ldc, const float *a, size_t lda, const uint16_t
 }
 
 const Kernels gemmary_avx512 = {
-    .name = "avx512", .runs_here = runs_here, .tile_rows = TOKENS, .matvec = matvec, .unpack = unpack, .tile = tile,
-    .mix = mix, ROW_KERNELS};
+    .name = "avx512", .runs_here = runs_here, .tile_rows = TOKENS, .lanes = TOKENS, .matvec = matvec,
+    .unpack = unpack, .tile = tile, .mix = mix, .quantize = quantize, ROW_KERNELS};

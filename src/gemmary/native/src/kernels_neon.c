@@ -250,5 +250,5 @@ static void mix(float *c, size_t ldc, const float *a, size_t lda, const uint16_t
 }
 
 const Kernels KERNELS = {
-    .name = NAME, .runs_here = runs_here, .tile_rows = TILE, .matvec = matvec, .unpack = unpack, .tile = tile,
-    .mix = mix, ROW_KERNELS};
+    .name = NAME, .runs_here = runs_here, .tile_rows = TILE, .lanes = 1, .matvec = matvec, .unpack = unpack,
+    .tile = tile, .mix = mix, .quantize = row_quantize, ROW_KERNELS};

@@ -68,4 +68,5 @@ static void mix(float *c, size_t ldc, const float *a, size_t lda, const uint16_t
 }
 
 const Kernels gemmary_portable = {
-    .name = "portable", .runs_here = runs_here, .tile_rows = 8, .matvec = matvec, .unpack = unpack, .tile = tile, .mix = mix, ROW_KERNELS};
+    .name = "portable", .runs_here = runs_here, .tile_rows = 8, .lanes = 1, .matvec = matvec, .unpack = unpack,
+    .tile = tile, .mix = mix, .quantize = row_quantize, ROW_KERNELS};

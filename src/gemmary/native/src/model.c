@@ -56,7 +56,7 @@ static bool room_make(gemmary_model *m) {
     const gemmary_config *c = &m->config;
     size_t heads = (size_t)c->num_heads * (size_t)c->head_dim, keys = (size_t)c->num_kv_heads * (size_t)c->head_dim;
     size_t dim = round_up((size_t)c->model_dim, BLOCK), mlp = round_up((size_t)c->mlp_dim, BLOCK);
-    size_t all = (size_t)c->chunk_length * (size_t)c->num_slots, tasks = 2 * (size_t)c->num_slots;
+    size_t all = (size_t)c->chunk_length * (size_t)c->num_slots, tasks = 4 * (size_t)c->num_slots;
     room->rows = (size_t)c->chunk_length > 512 ? (size_t)c->chunk_length : all < 512 ? all : 512;
     room->width = round_up(heads, BLOCK) + 2 * round_up(keys, BLOCK);
     if (room->width < mlp) room->width = mlp;
@@ -66,35 +66,38 @@ static bool room_make(gemmary_model *m) {
     room->own_floats = gemmary_attend_floats(m);
     size_t logits = PANEL_BLOCKS * BLOCK * (room->rows < 4 ? 4 : room->rows) + 4 * room->rows;
     room->own_floats = round_up(room->own_floats > logits ? room->own_floats : logits, BLOCK);
-    room->num_tiles = room->rows * m->group_heads + tasks;
+    room->num_tiles = 2 * room->rows * m->group_heads + tasks;
     room->x = zeros(room->rows * dim, sizeof(float));
     room->wide = zeros(room->rows * room->width, sizeof(float));
     room->second = zeros(room->rows * room->width, sizeof(float));
     room->angles = zeros(room->rows * 2 * (size_t)c->head_dim, sizeof(float));
     room->tiles = zeros(room->num_tiles, sizeof(Tile));
+    room->ends = zeros((size_t)c->num_slots, sizeof(gemmary_chunk));
     room->own = zeros((size_t)c->num_threads * room->own_floats, sizeof(float));
     Activations *a = &room->activations;
+    size_t groups = round_up(room->rows, MOST_LANES) * columns / GROUP;
     a->columns = columns;
-    a->codes = zeros(room->rows, columns);
-    a->scales = zeros(room->rows * columns / GROUP, ACTIVATION_BYTES);
+    a->codes = zeros(groups, GROUP);
+    a->scales = zeros(groups, ACTIVATION_BYTES);
     if (!a->scales) return false;
-    a->sums = a->scales + room->rows * columns / GROUP;
-    a->starts = (int16_t *)(a->sums + room->rows * columns / GROUP);
-    return room->x && room->wide && room->second && room->angles && room->tiles && room->own && a->codes;
+    a->sums = a->scales + groups;
+    a->starts = (int16_t *)(a->sums + groups);
+    return room->x && room->wide && room->second && room->angles && room->tiles && room->ends && room->own && a->codes;
 }
 
 static void room_free(gemmary_model *m) {
     Room *room = &m->room;
     size_t dim = round_up((size_t)m->config.model_dim, BLOCK), threads = (size_t)m->config.num_threads;
-    size_t columns = m->room.activations.columns;
+    size_t groups = round_up(room->rows, MOST_LANES) * room->activations.columns / GROUP;
     gemmary_pages_free(room->x, room->rows * dim * sizeof(float));
     gemmary_pages_free(room->wide, room->rows * room->width * sizeof(float));
     gemmary_pages_free(room->second, room->rows * room->width * sizeof(float));
     gemmary_pages_free(room->angles, room->rows * 2 * (size_t)m->config.head_dim * sizeof(float));
     gemmary_pages_free(room->tiles, room->num_tiles * sizeof(Tile));
+    gemmary_pages_free(room->ends, (size_t)m->config.num_slots * sizeof(gemmary_chunk));
     gemmary_pages_free(room->own, threads * room->own_floats * sizeof(float));
-    gemmary_pages_free(room->activations.codes, room->rows * columns);
-    gemmary_pages_free(room->activations.scales, room->rows * columns / GROUP * ACTIVATION_BYTES);
+    gemmary_pages_free(room->activations.codes, groups * GROUP);
+    gemmary_pages_free(room->activations.scales, groups * ACTIVATION_BYTES);
 }
 
 static bool layers_make(gemmary_model *m, const int32_t *windows) {

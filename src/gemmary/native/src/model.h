@@ -35,6 +35,7 @@ typedef struct { /* room for `rows` tokens, and what each thread needs of its ow
     Activations activations;
     Tile *tiles;
     size_t num_tiles;
+    gemmary_chunk *ends; /* [slot] what is left of the chunks in the last layer */
     float *own; /* [thread][own_floats] */
     size_t own_floats;
 } Room;
@@ -56,6 +57,7 @@ struct gemmary_model {
 typedef struct { /* one pass over at most room.rows tokens: logits where chunks want them, judgements, or sums */
     gemmary_model *m;
     const gemmary_chunk *chunks;
+    const Tile *tiles;
     size_t num_chunks, rows, num_logits, num_tiles;
     const int32_t *ids, *targets;
     float *logits, *log_probs, *sums;
@@ -79,7 +81,8 @@ void gemmary_ring_free(const gemmary_model *m, Ring *ring);
 void gemmary_multiply(const Kernels *k, const Matrix *w, const Activations *x, size_t rows, size_t first, size_t count,
                       float *y, size_t stride);
 size_t gemmary_take_blocks(const Pass *p, size_t rows, size_t *first, size_t total);
-Activations gemmary_activations(const Room *room, const Matrix *w);
+size_t gemmary_take_rows(const Pass *p, size_t *first);
+Activations gemmary_activations(const gemmary_model *m, const Matrix *w, size_t rows);
 
 /* head.c */
 void gemmary_head(const Pass *p, float *own);

@@ -49,7 +49,7 @@ static void row_norm_add(float *x, const float *y, const float *scale, size_t n,
     for (size_t i = 0; i < n; i++) x[i] += y[i] * factor * scale[i];
 }
 
-static void row_quantize(const Activations *x, size_t row, const float *values, size_t n) {
+static inline void row_quantize(const Activations *x, size_t row, const float *values, size_t n) {
     for (size_t group = 0; group < x->groups; group++) {
         float v[GROUP] = {0}, most = 0;
         size_t first = group * GROUP, count = n > first ? n - first : 0;
@@ -64,12 +64,16 @@ static void row_quantize(const Activations *x, size_t row, const float *values, 
             float rounded = v[i] * inverse + 12582912.0f; /* to the nearest: the low bits are the integer */
             int32_t bits;
             memcpy(&bits, &rounded, 4);
-            whole[i] = bits - 0x4b400000;
+            whole[i] = (int32_t)((uint32_t)bits << 24) >> 24; /* never more, whatever was given */
         }
         for (int i = 0; i < GROUP; i++) codes[i] = (int8_t)whole[i];
-        for (int i = 0; i < GROUP; i++) sums[i / 16][i % 4] += codes[i]; /* never more, whatever was given */
+        for (int half = 0; half < 2; half++)
+            for (int quad = 0; quad < 4; quad++)
+                for (int i = 0; i < 4; i++) sums[half][i] += whole[16 * half + 4 * quad + i];
         size_t at = row * x->groups + group;
-        int16_t *starts = x->starts + STARTS * at;
+        int16_t *starts = x->starts + STARTS * at; /* as kernels_avx2.c wants them: [3][2] of the group, its first and
+                                                      second half; -8 or -32 times the sums at columns 4q and 4q + 1,
+                                                      and at 4q + 2 and 4q + 3 */
         int32_t total = 0;
         for (int i = 0; i < 2; i++) {
             int32_t first = sums[0][2 * i] + sums[0][2 * i + 1], second = sums[1][2 * i] + sums[1][2 * i + 1];
@@ -153,6 +157,6 @@ static void row_spread(const Matrix *w, size_t block, const float *means, const 
 }
 
 #define ROW_KERNELS                                                                                                \
-    .norm = row_norm, .norm_add = row_norm_add, .quantize = row_quantize, .gelu_times = row_gelu_times,            \
+    .norm = row_norm, .norm_add = row_norm_add, .gelu_times = row_gelu_times,                                      \
     .rotate = row_rotate, .softmax = row_softmax, .softcap = row_softcap, .exp_sum = row_exp_sum, .max = row_max, \
     .spread = row_spread
