@@ -118,13 +118,11 @@ static void scales_of_super(const uint8_t *packed, size_t group, uint8_t *s, uin
     *t = group < 4 ? b[i] & 63 : (c[i] >> 4) | (b[i] >> 2 & 48);
 }
 
-/* The codes of one group of one row, and its scales put at row r of the packed group. */
-static void read_group(const Matrix *m, const uint8_t *row, size_t group, size_t r, uint8_t *codes, uint8_t *packed) {
-    const Format *format = format_of(m->type);
+/* The codes of one group of one row, from its block in the file, and its scales put at row r of the packed group. */
+static inline void read_group(const Matrix *m, const uint8_t *block, size_t group, size_t r, uint8_t *codes,
+                              uint8_t *packed) {
     uint8_t *super = packed - m->packing.super_bytes; /* written with the first group of 8 */
-    const uint8_t *block = row + group * GROUP / format->length * format->bytes;
     switch (m->type) {
-    case GEMMARY_Q4_0:
     case GEMMARY_Q5_0:
     case GEMMARY_Q4_1:
     case GEMMARY_Q5_1: {
@@ -156,13 +154,13 @@ static void read_group(const Matrix *m, const uint8_t *row, size_t group, size_t
         break;
     default: { /* floats; the last group of a row may be short */
         size_t first = group * GROUP, n = m->columns - first < GROUP ? m->columns - first : GROUP;
-        quantize_floats(m->type, row + first * format->bytes, n, codes, packed + 2 * r);
+        quantize_floats(m->type, block, n, codes, packed + 2 * r);
     }
     }
 }
 
 /* Put the codes of row r into the planes; four codes are worked on at once as the bytes of one number. */
-static void pack_group(unsigned bits, size_t r, const uint8_t *codes, uint8_t *base, uint8_t *extra) {
+static inline void pack_group(unsigned bits, size_t r, const uint8_t *codes, uint8_t *base, uint8_t *extra) {
     uint32_t quads[QUADS], low, high, rest[4] = {0};
     memcpy(quads, codes, GROUP);
     for (size_t i = 0; i < 4; i++) {
@@ -176,6 +174,19 @@ static void pack_group(unsigned bits, size_t r, const uint8_t *codes, uint8_t *b
     for (size_t i = 0; i < bits; i++) memcpy(extra + i * VECTOR + 4 * r, &rest[i], 4);
 }
 
+/* The same for a block of Q4_0, whose nibbles need not be codes on the way. */
+static inline void pack_nibbles(size_t r, const uint8_t *block, uint8_t *packed) {
+    const uint32_t low = 0x0f0f0f0f;
+    uint32_t quads[4], out[4];
+    memcpy(packed + 2 * r, block, 2);
+    memcpy(quads, block + 2, sizeof quads);
+    for (size_t i = 0; i < 2; i++) {
+        out[i] = (quads[2 * i] & low) | (quads[2 * i + 1] & low) << 4;
+        out[2 + i] = (quads[2 * i] >> 4 & low) | (quads[2 * i + 1] & ~low);
+    }
+    for (size_t i = 0; i < 4; i++) memcpy(packed + 2 * BLOCK + i * VECTOR + 4 * r, &out[i], 4);
+}
+
 static bool is_finite(const uint8_t *half) { return (half[1] & 0x7c) != 0x7c; }
 
 /* Whether the factors of row r are finite; the codes always are. */
@@ -185,16 +196,28 @@ static bool is_sound(const Matrix *m, size_t block, size_t group, size_t r) {
 }
 
 bool gemmary_matrix_fill(const Matrix *m, size_t first, size_t rows, const uint8_t *bytes) {
-    size_t row_bytes = gemmary_row_bytes(m->type, m->columns);
+    const Format *format = format_of(m->type);
+    const size_t row_bytes = gemmary_row_bytes(m->type, m->columns), row_groups = m->groups;
+    const size_t steps = format->length > GROUP ? format->length / GROUP : 1; /* groups of a block in the file */
+    const size_t step = format->length > GROUP ? format->bytes : GROUP / format->length * format->bytes;
     uint8_t codes[GROUP];
     bool sound = true;
     for (size_t i = 0; i < rows; i++) {
-        size_t block = (first + i) / BLOCK, r = (first + i) % BLOCK;
-        for (size_t group = 0; group < m->groups; group++) {
+        size_t block = (first + i) / BLOCK, r = (first + i) % BLOCK, left = steps;
+        const uint8_t *source = bytes + i * row_bytes;
+        for (size_t group = 0; group < row_groups; group++) {
             uint8_t *packed = (uint8_t *)matrix_group(m, block, group);
-            read_group(m, bytes + i * row_bytes, group, r, codes, packed);
-            pack_group(m->packing.extra_bits, r, codes, packed + m->packing.scale_bytes,
-                       (uint8_t *)matrix_extra(m, block, group));
+            if (m->type == GEMMARY_Q4_0) {
+                pack_nibbles(r, source, packed);
+            } else {
+                read_group(m, source, group, r, codes, packed);
+                pack_group(m->packing.extra_bits, r, codes, packed + m->packing.scale_bytes,
+                           (uint8_t *)matrix_extra(m, block, group));
+            }
+            if (!--left) {
+                source += step;
+                left = steps;
+            }
             sound = sound && is_sound(m, block, group, r);
         }
     }
