@@ -15,7 +15,7 @@ from gemmary.formats.quantize import LAYOUTS, BlockType, dequantize, quantize
 from gemmary.formats.tensors import weights
 from gemmary.native.runtime import Model, kernel_sets
 
-SIZES = {"vocab_size": 200, "model_dim": 256, "head_dim": 32, "mlp_dim": 512, "query_scale": 32**-0.5}
+SIZES = {"vocab_size": 200, "model_dim": 256, "head_dim": 32, "mlp_dim": 1280, "query_scale": 32**-0.5}
 CONFIGS = {
     "gemma1": GemmaConfig(**SIZES, num_layers=2, num_heads=8, num_kv_heads=1),
     "gemma2": GemmaConfig(
@@ -46,7 +46,7 @@ CONFIGS = {
         num_heads=3,
         num_kv_heads=1,
         head_dim=10,
-        mlp_dim=50,
+        mlp_dim=1050,
         window_pattern=(3, None),
         norm_plus_one=False,
         qk_norm=True,

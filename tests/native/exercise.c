@@ -8,7 +8,7 @@
 
 #include "gemmary.h"
 
-enum { VOCAB = 70, LAYERS = 3, DIM = 256, HEADS = 6, KV_HEADS = 2, HEAD = 10, MLP = 300, SLOTS = 3, LENGTH = 40, CHUNK = 7 };
+enum { VOCAB = 70, LAYERS = 3, DIM = 256, HEADS = 6, KV_HEADS = 2, HEAD = 10, MLP = 1100, SLOTS = 3, LENGTH = 40, CHUNK = 7 };
 
 static int failures = 0;
 

@@ -221,7 +221,7 @@ def test_weights_that_do_not_fit_are_refused(make_tiny: Callable[..., Any]) -> N
         "expected the weights of the configuration": {"gate": blocks_of(np.ones((4, 4), np.float32))},
         "once each": {"attention_norm": Blocks(kind=BlockType.F16, shape=(1, 256), read=gate.read)},
         r"expected \d+ bytes of layers.0.mlp.gate": {"gate": short},
-        "finite": {"gate": blocks_of(np.full((512, 256), np.nan, np.float32))},
+        "finite": {"gate": blocks_of(np.full(gate.shape, np.nan, np.float32))},
     }
     for message, changed in unfit.items():
         with pytest.raises(CheckpointError, match=message):

@@ -8,6 +8,7 @@
  *     (prepare        tokens            x                    activations: norm x as int8) twice a layer
  *     project         blocks            activations          wide: queries | keys | values
  *     turn            tokens            wide                 wide, the rings
+ *     (narrow         one thread        x, wide              x, wide: the rows that go on) in the last layer
  *     attend          tiles × kv heads  wide, the rings      second
  *     multiply        blocks            activations          second: what is added to x
  *     gate            blocks            activations          wide: gelu(gate) * up
@@ -16,7 +17,7 @@
 
 #include "model.h"
 
-enum { FEW_ROWS = 3, STREAM_ROWS = 16 };
+enum { STREAM_ROWS = 16 };
 
 /* y[row][blocks of w] = w times the activations, for a share of the blocks */
 void gemmary_multiply(const Kernels *k, const Matrix *w, const Activations *x, size_t rows, size_t first, size_t count,
@@ -26,26 +27,26 @@ void gemmary_multiply(const Kernels *k, const Matrix *w, const Activations *x, s
             for (size_t row = 0; row < rows; row++) k->matvec(w, first + b, x, row, y + row * stride + b * BLOCK);
         return;
     }
-    if (rows <= STREAM_ROWS && count > 1) { /* block after block, as they stand in memory */
-        for (size_t b = 0; b < count; b++) gemmary_multiply(k, w, x, rows, first + b, 1, y + b * BLOCK, stride);
-        return;
-    }
     _Alignas(VECTOR) Panel panels[PANEL_BLOCKS];
-    for (size_t group = 0; group < w->groups; group += PANEL_GROUPS) {
-        size_t groups = w->groups - group < PANEL_GROUPS ? w->groups - group : PANEL_GROUPS;
-        for (size_t b = 0; b < count; b++) k->unpack(w, first + b, group, groups, &panels[b]);
-        for (size_t row = 0; row < rows; row += k->tile_rows) {
-            size_t some = rows - row < k->tile_rows ? rows - row : k->tile_rows;
-            for (size_t b = 0; b < count; b++)
-                k->tile(w, &panels[b], group, groups, x, row, some, y + row * stride + b * BLOCK, stride);
+    const size_t most = rows <= STREAM_ROWS ? 1 : PANEL_BLOCKS; /* for few rows blocks are read as they stand in memory */
+    for (size_t from = 0, blocks; from < count; from += blocks) {
+        blocks = count - from < most ? count - from : most;
+        for (size_t group = 0; group < w->groups; group += PANEL_GROUPS) {
+            size_t groups = w->groups - group < PANEL_GROUPS ? w->groups - group : PANEL_GROUPS;
+            for (size_t b = 0; b < blocks; b++) k->unpack(w, first + from + b, group, groups, &panels[b]);
+            for (size_t row = 0; row < rows; row += k->tile_rows) {
+                size_t some = rows - row < k->tile_rows ? rows - row : k->tile_rows;
+                for (size_t b = 0; b < blocks; b++)
+                    k->tile(w, &panels[b], group, groups, x, row, some, y + row * stride + (from + b) * BLOCK, stride);
+            }
         }
     }
 }
 
 /* The next share of a loop over blocks: few at a time when a panel holds them, more when one row is quickly done. */
-size_t gemmary_take_blocks(const Pass *p, size_t rows, size_t *first, size_t total) {
+static size_t take_blocks(const Pass *p, size_t *first, size_t total) {
     size_t share = total / (8 * (size_t)gemmary_team_size(p->m->team));
-    size_t count = rows > 1 ? PANEL_BLOCKS : share < 1 ? 1 : share > 32 ? 32 : share;
+    size_t count = p->rows > 1 ? PANEL_BLOCKS : share < 1 ? 1 : share > 32 ? 32 : share;
     return gemmary_team_take(p->m->team, count, first, total);
 }
 
@@ -55,11 +56,11 @@ size_t gemmary_take_rows(const Pass *p, size_t *first) {
     return gemmary_team_take(p->m->team, count, first, p->rows);
 }
 
-/* The activations of so many rows laid out for a matrix. */
-Activations gemmary_activations(const gemmary_model *m, const Matrix *w, size_t rows) {
-    Activations x = m->room.activations;
+/* The activations of a pass laid out for a matrix. */
+Activations gemmary_activations(const Pass *p, const Matrix *w) {
+    Activations x = p->m->room.activations;
     x.groups = w->groups;
-    x.lanes = rows <= FEW_ROWS ? 1 : m->kernels->lanes;
+    x.lanes = p->rows <= FEW_ROWS ? 1 : p->m->kernels->lanes;
     x.columns = (w->groups / 2 * 2 + 1) * GROUP; /* an odd number, so that rows share no set of a cache */
     return x;
 }
@@ -108,7 +109,7 @@ static void embed(const Pass *p) {
 static void prepare(const Pass *p, bool adds, const float *post_norm, const float *norm, const Matrix *next) {
     gemmary_model *m = p->m;
     Room *room = &m->room;
-    Activations out = gemmary_activations(m, next, p->rows);
+    Activations out = gemmary_activations(p, next);
     size_t dim = (size_t)m->config.model_dim, row, count;
     while ((count = gemmary_take_rows(p, &row)))
         for (; count; count--, row++) {
@@ -123,7 +124,7 @@ static void prepare(const Pass *p, bool adds, const float *post_norm, const floa
 /* activations = the rows of an array */
 static void quantize(const Pass *p, const float *values, const Matrix *next) {
     gemmary_model *m = p->m;
-    Activations out = gemmary_activations(m, next, p->rows);
+    Activations out = gemmary_activations(p, next);
     size_t row, count;
     while ((count = gemmary_take_rows(p, &row)))
         for (; count; count--, row++) m->kernels->quantize(&out, row, values + row * m->room.width, next->columns);
@@ -133,10 +134,10 @@ static void quantize(const Pass *p, const float *values, const Matrix *next) {
 /* Each matrix times the activations, its rows side by side in y from a multiple of 16 on. */
 static void project(const Pass *p, const Matrix *const *matrices, size_t num_matrices, float *y) {
     gemmary_model *m = p->m;
-    Activations x = gemmary_activations(m, matrices[0], p->rows);
+    Activations x = gemmary_activations(p, matrices[0]);
     size_t total = 0, first, count;
     for (size_t i = 0; i < num_matrices; i++) total += matrices[i]->blocks;
-    while ((count = gemmary_take_blocks(p, p->rows, &first, total))) {
+    while ((count = take_blocks(p, &first, total))) {
         for (size_t i = 0, start = 0; i < num_matrices; start += matrices[i++]->blocks) {
             size_t end = start + matrices[i]->blocks, from = first > start ? first : start;
             size_t to = first + count < end ? first + count : end;
@@ -183,9 +184,9 @@ static void attend(const Pass *p, const Layer *layer, float *own) {
 /* wide = gelu(gate) * up */
 static void gate(const Pass *p, const Layer *layer) {
     gemmary_model *m = p->m;
-    Activations x = gemmary_activations(m, &layer->gate, p->rows);
+    Activations x = gemmary_activations(p, &layer->gate);
     size_t width = m->room.width, first, count;
-    while ((count = gemmary_take_blocks(p, p->rows, &first, layer->gate.blocks))) {
+    while ((count = take_blocks(p, &first, layer->gate.blocks))) {
         float *gates = m->room.wide + first * BLOCK, *ups = m->room.second + first * BLOCK;
         gemmary_multiply(m->kernels, &layer->gate, &x, p->rows, first, count, gates, width);
         gemmary_multiply(m->kernels, &layer->up, &x, p->rows, first, count, ups, width);
@@ -195,16 +196,17 @@ static void gate(const Pass *p, const Layer *layer) {
     gemmary_team_wait(m->team);
 }
 
-/* Keep the rows that logits are wanted of, from the first on. */
+/* Keep the queries and x of the rows that logits are wanted of, from the first row on. */
 static void narrow(const Pass *p) {
     gemmary_model *m = p->m;
-    size_t dim = (size_t)m->config.model_dim, width = m->room.width, from = 0, to = 0, share;
+    size_t dim = (size_t)m->config.model_dim, heads = (size_t)m->config.num_heads * (size_t)m->config.head_dim;
+    size_t width = m->room.width, from = 0, to = 0, share;
     if (gemmary_team_take(m->team, 1, &share, 1))
         for (size_t i = 0; i < p->num_chunks; i++) {
             from += (size_t)(p->chunks[i].length - p->chunks[i].num_logits);
             for (int32_t j = 0; j < p->chunks[i].num_logits; j++, from++, to++) {
                 memmove(m->room.x + to * dim, m->room.x + from * dim, dim * sizeof(float));
-                memmove(m->room.wide + to * width, m->room.wide + from * width, width * sizeof(float));
+                memmove(m->room.wide + to * width, m->room.wide + from * width, heads * sizeof(float));
             }
         }
     gemmary_team_wait(m->team);

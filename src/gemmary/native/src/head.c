@@ -9,7 +9,7 @@
 static void finish(const Pass *p) {
     gemmary_model *m = p->m;
     Room *room = &m->room;
-    Activations out = gemmary_activations(m, &m->embedding, p->rows);
+    Activations out = gemmary_activations(p, &m->embedding);
     const float *post_norm = m->layers[m->config.num_layers - 1].mlp_post_norm;
     size_t dim = (size_t)m->config.model_dim, row, count;
     while ((count = gemmary_take_rows(p, &row)))
@@ -22,13 +22,13 @@ static void finish(const Pass *p) {
     gemmary_team_wait(m->team);
 }
 
-/* The next blocks of logits, soft-capped, [row][64] in the thread's own room: 0 at the end. */
-static size_t next_logits(const Pass *p, size_t rows, const Activations *x, float *own, size_t *first, size_t *stride) {
+/* The next blocks of logits, soft-capped, [row][*stride] in the thread's own room: 0 at the end. */
+static size_t next_logits(const Pass *p, const Activations *x, float *own, size_t *first, size_t *stride) {
     gemmary_model *m = p->m;
-    size_t start, vocab = (size_t)m->config.vocab_size;
-    size_t count = gemmary_team_take(m->team, rows > 1 ? PANEL_BLOCKS : 4 * PANEL_BLOCKS, &start, m->embedding.blocks);
+    size_t start, vocab = (size_t)m->config.vocab_size, rows = p->rows;
+    size_t count = gemmary_team_take(m->team, rows > 1 ? PANEL_BLOCKS : HEAD_BLOCKS, &start, m->embedding.blocks);
     if (!count) return 0;
-    *stride = rows > 1 ? PANEL_BLOCKS * BLOCK : count * BLOCK;
+    *stride = rows > 1 ? PANEL_BLOCKS * BLOCK : HEAD_BLOCKS * BLOCK;
     *first = start * BLOCK;
     gemmary_multiply(m->kernels, &m->embedding, x, rows, start, count, own, *stride);
     size_t numbers = vocab - *first < count * BLOCK ? vocab - *first : count * BLOCK;
@@ -39,9 +39,9 @@ static size_t next_logits(const Pass *p, size_t rows, const Activations *x, floa
 
 void gemmary_head(const Pass *p, float *own) {
     finish(p);
-    Activations x = gemmary_activations(p->m, &p->m->embedding, p->rows);
+    Activations x = gemmary_activations(p, &p->m->embedding);
     size_t first, count, stride, vocab = (size_t)p->m->config.vocab_size;
-    while ((count = next_logits(p, p->rows, &x, own, &first, &stride)))
+    while ((count = next_logits(p, &x, own, &first, &stride)))
         for (size_t row = 0; row < p->rows; row++)
             memcpy(p->logits + row * vocab + first, own + row * stride, count * sizeof *own);
 }
@@ -79,12 +79,12 @@ static Judgement *judgements(const Room *room, const float *own) {
 
 void gemmary_judge(const Pass *p, float *own) {
     gemmary_model *m = p->m;
-    Activations x = gemmary_activations(m, &m->embedding, p->rows);
+    Activations x = gemmary_activations(p, &m->embedding);
     Judgement *mine = judgements(&m->room, own), *all[256];
     size_t first, count, stride, row;
     for (row = 0; row < p->rows; row++) mine[row] = (Judgement){0, -INFINITY, 0};
     finish(p);
-    while ((count = next_logits(p, p->rows, &x, own, &first, &stride)))
+    while ((count = next_logits(p, &x, own, &first, &stride)))
         for (row = 0; row < p->rows; row++) {
             fold(m->kernels, &mine[row], own + row * stride, count, first);
             size_t target = (size_t)p->targets[row] - first; /* wraps around below it */
@@ -142,9 +142,8 @@ static void bound(const Pass *p, const Activations *x, Judgement *mine, float *o
     size_t rows = p->rows, vocab = (size_t)m->config.vocab_size, start, count;
     float energies[MOST_GROUPS], mean[BLOCK], radius[BLOCK];
     for (size_t row = 0; row < rows; row++) mine[row].most = -INFINITY;
-    while ((count = gemmary_team_take(m->team, rows > 1 ? PANEL_BLOCKS : 4 * PANEL_BLOCKS, &start, upper.blocks))) {
-        size_t stride = 4 * PANEL_BLOCKS * BLOCK;
-        if (rows > 1) stride = PANEL_BLOCKS * BLOCK;
+    while ((count = gemmary_team_take(m->team, HEAD_BLOCKS, &start, upper.blocks))) {
+        const size_t stride = HEAD_BLOCKS * BLOCK;
         gemmary_multiply(m->kernels, &upper, x, rows, start, count, own, stride);
         for (size_t row = 0; row < rows; row++) {
             measure(x, row, energies);
@@ -184,7 +183,7 @@ static void decide(const Pass *p, const Activations *x, size_t row, size_t first
 
 void gemmary_screen(const Pass *p, float *own) {
     gemmary_model *m = p->m;
-    Activations x = gemmary_activations(m, &m->embedding, p->rows);
+    Activations x = gemmary_activations(p, &m->embedding);
     finish(p);
     bound(p, &x, judgements(&m->room, own), own);
     gemmary_team_wait(m->team);

@@ -66,15 +66,16 @@ static inline size_t activation_at(const Activations *x, size_t row, size_t grou
 }
 
 typedef struct { /* 16 rows of some groups, one byte a code */
-    uint8_t codes[PANEL_GROUPS][2 * QUADS * VECTOR]; /* the second half only where a kernel splits codes in two */
-    float scales[PANEL_GROUPS][2][BLOCK];            /* [1] only with SCALE_HALVES */
-    float minima[PANEL_GROUPS][BLOCK];               /* only with has_minimum */
+    uint8_t codes[2][PANEL_GROUPS][QUADS * VECTOR]; /* [1] only where a kernel splits codes in two */
+    float scales[PANEL_GROUPS][2][BLOCK];           /* [1] only with SCALE_HALVES */
+    float minima[PANEL_GROUPS][BLOCK];              /* only with has_minimum */
 } Panel;
 
 typedef struct {
     const char *name;
     bool (*runs_here)(void);
-    size_t tile_rows, lanes; /* of the activations that tile takes, at most MOST_LANES; matvec takes 1 */
+    size_t tile_rows;
+    size_t lanes; /* of the activations that tile takes; divides tile_rows and MOST_LANES. matvec takes 1 */
     /* y[16] = 16 rows of w times one row of x */
     void (*matvec)(const Matrix *w, size_t block, const Activations *x, size_t row, float *y);
     /* panel = groups [group, group + count) of a block; group and PANEL_GROUPS divide */

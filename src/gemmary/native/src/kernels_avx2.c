@@ -150,14 +150,13 @@ INLINE void unpack_of(const Matrix *w, size_t block, size_t group, size_t count,
     for (size_t g = 0; g < count; g++) {
         const uint8_t *at = matrix_group(w, block, group + g), *super = matrix_super(w, block, group + g);
         const uint8_t *base = at + w->packing.scale_bytes, *extra = bits ? matrix_extra(w, block, group + g) : at;
-        uint8_t *to = panel->codes[g];
         UNROLL for (int h = 0; h < 2; h++) {
             Ints codes[2];
             UNROLL for (int i = 0; i < 4 * (bits == 4 ? 2 : 1); i++) {
                 if (i < 4) codes_at(base + 32 * h, extra + 32 * h, bits, i, codes);
                 else codes_at(extra + 32 * h, extra, 0, i - 4, codes);
                 UNROLL for (int j = 0; j < 2; j++)
-                    _mm256_store_si256((Ints *)(to + (2 * i + j) * VECTOR + 32 * h), codes[j]);
+                    _mm256_store_si256((Ints *)(panel->codes[i / 4][g] + (i % 4 * 2 + j) * VECTOR + 32 * h), codes[j]);
             }
             Floats scales[2];
             _mm256_store_ps(panel->minima[g] + 8 * h, scales_at(at, super, scaling, bits, h, scales));
@@ -194,12 +193,12 @@ INLINE void tile_of(const Matrix *w, const Panel *panel, size_t group, size_t co
             Ints starts[TILE], sums[TILE][2], lower[TILE][2];
             UNROLL for (int t = 0; t < tokens; t++)
                 starts[t] = start_at(x->starts + STARTS * (at + (size_t)t * x->groups), part, bits);
-            dots(panel->codes[g] + part * quads * VECTOR, a + part * 16, x->columns, tokens, quads, starts, sums);
+            dots(panel->codes[0][g] + part * quads * VECTOR, a + part * 16, x->columns, tokens, quads, starts, sums);
             UNROLL for (int t = 0; t < tokens; t++)
                 UNROLL for (int h = 0; h < 2; h++) sums[t][h] = widened(sums[t][h], bits == 4 ? 16 : 1);
             if (bits == 4) {
                 UNROLL for (int t = 0; t < tokens; t++) starts[t] = _mm256_setzero_si256();
-                dots(panel->codes[g] + QUADS * VECTOR, a, x->columns, tokens, quads, starts, lower);
+                dots(panel->codes[1][g], a, x->columns, tokens, quads, starts, lower);
                 UNROLL for (int t = 0; t < tokens; t++)
                     UNROLL for (int h = 0; h < 2; h++) sums[t][h] = _mm256_add_epi32(sums[t][h], widened(lower[t][h], 1));
             }

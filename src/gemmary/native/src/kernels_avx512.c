@@ -55,33 +55,34 @@ INLINE Ints start_at(const int16_t *starts, int part, int bits) {
     return _mm512_slli_epi32(_mm512_set1_epi32(start), bits == 2 ? 0 : (unsigned)bits);
 }
 
-static void quantize_group(const Activations *x, size_t row, size_t group, const float *values, __mmask32 is_given) {
+/* A group's codes, quads 4 * lanes apart, and at its place the numbers that go with them. */
+INLINE void quantize_group(const Activations *x, size_t at, const float *values, __mmask32 is_given, int8_t *codes) {
+    const size_t lanes = x->lanes;
     const __mmask16 lower = (__mmask16)is_given, upper = (__mmask16)(is_given >> 16);
     Floats left = _mm512_maskz_loadu_ps(lower, values), right = _mm512_maskz_loadu_ps(upper, values + 16);
     float most = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(left), _mm512_abs_ps(right)));
     const Floats inverse = _mm512_set1_ps(most > 0 ? 127.0f / most : 0);
     __m128i halves[2] = {_mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(left, inverse))),
                          _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(right, inverse)))};
-    int8_t *codes = activation_codes(x, row) + group * QUADS * 4 * x->lanes;
     int32_t starts[3];
     UNROLL for (int half = 0; half < 2; half++) {
         __m128i sums = _mm_dpbusd_epi32(_mm_setzero_si128(), _mm_set1_epi8(1), halves[half]);
         sums = _mm_add_epi32(sums, _mm_shuffle_epi32(sums, 0x4e));
         starts[1 + half] = -32 * _mm_cvtsi128_si32(_mm_add_epi32(sums, _mm_shuffle_epi32(sums, 0xb1)));
         for (size_t quad = 0; quad < 4; quad++)
-            memcpy(codes + (4 * (size_t)half + quad) * 4 * x->lanes, (const char *)&halves[half] + 4 * quad, 4);
+            memcpy(codes + (4 * (size_t)half + quad) * 4 * lanes, (const char *)&halves[half] + 4 * quad, 4);
     }
     starts[0] = (starts[1] + starts[2]) / 4;
-    const size_t at = activation_at(x, row, group);
     memcpy(x->starts + STARTS * at, starts, sizeof starts);
     x->scales[at] = most / 127.0f;
     x->sums[at] = most / 127.0f * (float)(starts[0] / -8);
 }
 
 static void quantize(const Activations *x, size_t row, const float *values, size_t n) {
-    size_t group = 0;
-    for (; group < n / GROUP; group++) quantize_group(x, row, group, values + group * GROUP, ~(__mmask32)0);
-    if (group < x->groups) quantize_group(x, row, group, values + group * GROUP, ((__mmask32)1 << n % GROUP) - 1);
+    int8_t *codes = activation_codes(x, row);
+    size_t at = activation_at(x, row, 0);
+    for (size_t i = 0; i < n; i += GROUP, at += x->lanes, codes += GROUP * x->lanes)
+        quantize_group(x, at, values + i, n - i < GROUP ? ((__mmask32)1 << (n - i)) - 1 : ~(__mmask32)0, codes);
 }
 
 /* Sums from `start` on over `quads` quads from 2 * first of the codes of 16 rows times activations. */
@@ -159,8 +160,8 @@ INLINE void unpack_of(const Matrix *w, size_t block, size_t group, size_t count,
         Ints codes[2];
         UNROLL for (int i = 0; i < 4; i++) {
             codes_at(base, extra, bits, i, codes);
-            _mm512_store_si512(panel->codes[g] + 2 * i * VECTOR, codes[0]);
-            _mm512_store_si512(panel->codes[g] + (2 * i + 1) * VECTOR, codes[1]);
+            _mm512_store_si512(panel->codes[0][g] + 2 * i * VECTOR, codes[0]);
+            _mm512_store_si512(panel->codes[0][g] + (2 * i + 1) * VECTOR, codes[1]);
         }
         Floats scales[2];
         _mm512_store_ps(panel->minima[g], scales_at(at, super, scaling, bits, scales));
@@ -186,7 +187,7 @@ INLINE void tile_of(const Matrix *w, const Panel *panel, size_t group, size_t co
             Ints dots[TOKENS];
             UNROLL for (int t = 0; t < tokens; t++) dots[t] = start_at(starts + STARTS * t, part, bits);
             UNROLL for (int q = part * quads; q < (part + 1) * quads; q++) {
-                Ints codes = load(panel->codes[g] + q * VECTOR);
+                Ints codes = load(panel->codes[0][g] + q * VECTOR);
                 UNROLL for (int t = 0; t < tokens; t++)
                     dots[t] = _mm512_dpbusd_epi32(dots[t], codes, quad(a + 4 * (TOKENS * q + t)));
             }

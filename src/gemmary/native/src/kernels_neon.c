@@ -142,7 +142,7 @@ INLINE void unpack_of(const Matrix *w, size_t block, size_t group, size_t count,
         UNROLL for (int i = 0; i < 4; i++)
             UNROLL for (int four = 0; four < 4; four++) {
                 int8x16_t codes[2];
-                int8_t *to = (int8_t *)panel->codes[g] + 2 * i * VECTOR;
+                int8_t *to = (int8_t *)panel->codes[0][g] + 2 * i * VECTOR;
                 codes_at(base + 16 * four, extra + 16 * four, bits, i, codes);
 #if defined(GEMMARY_I8MM)
                 Ints left = vreinterpretq_s32_s8(codes[0]), right = vreinterpretq_s32_s8(codes[1]);
@@ -205,7 +205,7 @@ INLINE void tile_of(const Matrix *w, const Panel *panel, size_t group, size_t co
         UNROLL for (int part = 0; part < parts; part++) {
             const float *scale = panel->scales[g][part], *minimum = panel->minima[g];
             Ints sums[TILE][4];
-            dots((const int8_t *)panel->codes[g] + part * 4 * VECTOR, a, 2 / parts, tokens, sums);
+            dots((const int8_t *)panel->codes[0][g] + part * 4 * VECTOR, a, 2 / parts, tokens, sums);
             UNROLL for (int t = 0; t < tokens; t++) {
                 a[t] += GROUP / parts;
                 if ((size_t)t >= num_rows) continue;

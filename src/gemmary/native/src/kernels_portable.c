@@ -42,7 +42,7 @@ static void matvec(const Matrix *w, size_t block, const Activations *x, size_t r
 
 static void unpack(const Matrix *w, size_t block, size_t group, size_t count, Panel *panel) {
     for (size_t g = 0; g < count; g++) {
-        unpack_codes(w, block, group + g, (uint8_t(*)[BLOCK][4])panel->codes[g]);
+        unpack_codes(w, block, group + g, (uint8_t(*)[BLOCK][4])panel->codes[0][g]);
         matrix_scales(w, block, group + g, panel->scales[g], panel->minima[g]);
     }
 }
@@ -52,7 +52,7 @@ static void tile(const Matrix *w, const Panel *panel, size_t group, size_t count
     for (size_t t = 0; t < num_rows; t++) {
         if (group == 0) memset(y + t * stride, 0, BLOCK * sizeof *y);
         for (size_t g = 0; g < count; g++)
-            add_group((const uint8_t(*)[BLOCK][4])panel->codes[g], panel->scales[g], panel->minima[g], &w->packing, x,
+            add_group((const uint8_t(*)[BLOCK][4])panel->codes[0][g], panel->scales[g], panel->minima[g], &w->packing, x,
                       row + t, group + g, y + t * stride);
     }
 }

@@ -64,7 +64,8 @@ static bool room_make(gemmary_model *m) {
     room->width = room->width / 32 * 32 + BLOCK + 32; /* an odd number of lines, so that rows share no set of a cache */
     size_t columns = round_up(heads > mlp ? heads > dim ? heads : dim : mlp > dim ? mlp : dim, GROUP) + GROUP;
     room->own_floats = gemmary_attend_floats(m);
-    size_t logits = PANEL_BLOCKS * BLOCK * (room->rows < 4 ? 4 : room->rows) + 4 * room->rows;
+    size_t most = PANEL_BLOCKS * room->rows, few = HEAD_BLOCKS * FEW_ROWS;
+    size_t logits = BLOCK * (most > few ? most : few) + 4 * round_up(room->rows, 4);
     room->own_floats = round_up(room->own_floats > logits ? room->own_floats : logits, BLOCK);
     room->num_tiles = 2 * room->rows * m->group_heads + tasks;
     room->x = zeros(room->rows * dim, sizeof(float));

@@ -24,7 +24,7 @@ typedef struct { /* query rows r = token * G + head of one chunk that attend tog
     size_t first, rows;
 } Tile;
 
-enum { TILE_ROWS = 24 };
+enum { TILE_ROWS = 24, FEW_ROWS = 3, HEAD_BLOCKS = 16 }; /* HEAD_BLOCKS: of the head at a time, for few rows */
 
 typedef struct { /* room for `rows` tokens, and what each thread needs of its own */
     size_t rows, width; /* width: floats of the widest row */
@@ -80,9 +80,8 @@ void gemmary_ring_free(const gemmary_model *m, Ring *ring);
 /* gemma.c */
 void gemmary_multiply(const Kernels *k, const Matrix *w, const Activations *x, size_t rows, size_t first, size_t count,
                       float *y, size_t stride);
-size_t gemmary_take_blocks(const Pass *p, size_t rows, size_t *first, size_t total);
 size_t gemmary_take_rows(const Pass *p, size_t *first);
-Activations gemmary_activations(const gemmary_model *m, const Matrix *w, size_t rows);
+Activations gemmary_activations(const Pass *p, const Matrix *w);
 
 /* head.c */
 void gemmary_head(const Pass *p, float *own);

@@ -118,7 +118,8 @@ static void scales_of_super(const uint8_t *packed, size_t group, uint8_t *s, uin
     *t = group < 4 ? b[i] & 63 : (c[i] >> 4) | (b[i] >> 2 & 48);
 }
 
-/* The codes of one group of one row, from its block in the file, and its scales put at row r of the packed group. */
+/* The codes of one group of one row, from its block in the file, and its scales put at row r of the packed group; not
+ * of Q4_0, whose groups pack_nibbles reads and packs at once. */
 static inline void read_group(const Matrix *m, const uint8_t *block, size_t group, size_t r, uint8_t *codes,
                               uint8_t *packed) {
     uint8_t *super = packed - m->packing.super_bytes; /* written with the first group of 8 */
@@ -174,8 +175,8 @@ static inline void pack_group(unsigned bits, size_t r, const uint8_t *codes, uin
     for (size_t i = 0; i < bits; i++) memcpy(extra + i * VECTOR + 4 * r, &rest[i], 4);
 }
 
-/* The same for a block of Q4_0, whose nibbles need not be codes on the way. */
-static inline void pack_nibbles(size_t r, const uint8_t *block, uint8_t *packed) {
+/* Both for a block of Q4_0, whose nibbles need not be codes on the way: a scale, then 16 bytes. */
+static inline void pack_nibbles(const Matrix *m, const uint8_t *block, size_t r, uint8_t *packed) {
     const uint32_t low = 0x0f0f0f0f;
     uint32_t quads[4], out[4];
     memcpy(packed + 2 * r, block, 2);
@@ -184,7 +185,7 @@ static inline void pack_nibbles(size_t r, const uint8_t *block, uint8_t *packed)
         out[i] = (quads[2 * i] & low) | (quads[2 * i + 1] & low) << 4;
         out[2 + i] = (quads[2 * i] >> 4 & low) | (quads[2 * i + 1] & ~low);
     }
-    for (size_t i = 0; i < 4; i++) memcpy(packed + 2 * BLOCK + i * VECTOR + 4 * r, &out[i], 4);
+    for (size_t i = 0; i < 4; i++) memcpy(packed + m->packing.scale_bytes + i * VECTOR + 4 * r, &out[i], 4);
 }
 
 static bool is_finite(const uint8_t *half) { return (half[1] & 0x7c) != 0x7c; }
@@ -208,13 +209,13 @@ bool gemmary_matrix_fill(const Matrix *m, size_t first, size_t rows, const uint8
         for (size_t group = 0; group < row_groups; group++) {
             uint8_t *packed = (uint8_t *)matrix_group(m, block, group);
             if (m->type == GEMMARY_Q4_0) {
-                pack_nibbles(r, source, packed);
+                pack_nibbles(m, source, r, packed);
             } else {
                 read_group(m, source, group, r, codes, packed);
                 pack_group(m->packing.extra_bits, r, codes, packed + m->packing.scale_bytes,
                            (uint8_t *)matrix_extra(m, block, group));
             }
-            if (!--left) {
+            if (!--left && group + 1 < row_groups) {
                 source += step;
                 left = steps;
             }
