@@ -5,13 +5,14 @@
  *
  *     step            shared by         reads                writes
  *     rotations       tokens            positions            angles
- *     (prepare        tokens            x                    activations: norm x as int8) twice a layer
- *     project         blocks            activations          wide: queries | keys | values
+ *     (prepare        tokens            x                    plain: norm x as int8) twice a layer
+ *     project         blocks            plain                wide: queries | keys | values
  *     turn            tokens            wide                 wide, the rings
  *     (narrow         one thread        x, wide              x, wide: the rows that go on) in the last layer
  *     attend          tiles × kv heads  wide, the rings      second
- *     multiply        blocks            activations          second: what is added to x
- *     gate            blocks            activations          wide: gelu(gate) * up
+ *     quantize        tokens            second               plain: attention's output as int8
+ *     gate            blocks            plain                gated: gelu(gate) * up as int8
+ *     project         blocks            plain; gated         second: what is added to x
  */
 #include <math.h>
 
@@ -43,10 +44,11 @@ void gemmary_multiply(const Kernels *k, const Matrix *w, const Activations *x, s
     }
 }
 
-/* The next share of a loop over blocks: few at a time when a panel holds them, more when one row is quickly done. */
+/* The next share of a loop over blocks: few at a time when a panel holds them, more when one row is quickly done. It is
+ * a number of groups of the matrix that takes the products as its columns. */
 static size_t take_blocks(const Pass *p, size_t *first, size_t total) {
     size_t share = total / (8 * (size_t)gemmary_team_size(p->m->team));
-    size_t count = p->rows > 1 ? PANEL_BLOCKS : share < 1 ? 1 : share > 32 ? 32 : share;
+    size_t count = p->rows > 1 ? PANEL_BLOCKS : share < 2 ? 2 : share > MOST_BLOCKS ? MOST_BLOCKS : share / 2 * 2;
     return gemmary_team_take(p->m->team, count, first, total);
 }
 
@@ -56,9 +58,9 @@ size_t gemmary_take_rows(const Pass *p, size_t *first) {
     return gemmary_team_take(p->m->team, count, first, p->rows);
 }
 
-/* The activations of a pass laid out for a matrix. */
-Activations gemmary_activations(const Pass *p, const Matrix *w) {
-    Activations x = p->m->room.activations;
+/* Activations of a pass laid out for a matrix. */
+Activations gemmary_activations(const Pass *p, const Activations *made, const Matrix *w) {
+    Activations x = *made;
     x.groups = w->groups;
     x.lanes = p->rows <= FEW_ROWS ? 1 : p->m->kernels->lanes;
     x.columns = (w->groups / 2 * 2 + 1) * GROUP; /* an odd number, so that rows share no set of a cache */
@@ -109,32 +111,33 @@ static void embed(const Pass *p) {
 static void prepare(const Pass *p, bool adds, const float *post_norm, const float *norm, const Matrix *next) {
     gemmary_model *m = p->m;
     Room *room = &m->room;
-    Activations out = gemmary_activations(p, next);
+    Activations out = gemmary_activations(p, &room->plain, next);
     size_t dim = (size_t)m->config.model_dim, row, count;
     while ((count = gemmary_take_rows(p, &row)))
         for (; count; count--, row++) {
             float *x = room->x + row * dim, *normed = room->second + row * room->width;
             if (adds) m->kernels->norm_add(x, normed, post_norm, dim, m->config.norm_eps);
             m->kernels->norm(normed, x, norm, dim, m->config.norm_eps);
-            m->kernels->quantize(&out, row, normed, dim);
+            m->kernels->quantize(&out, row, 0, normed, dim);
         }
     gemmary_team_wait(m->team);
 }
 
-/* activations = the rows of an array */
-static void quantize(const Pass *p, const float *values, const Matrix *next) {
+/* activations = attention's output */
+static void quantize(const Pass *p, const Matrix *next) {
     gemmary_model *m = p->m;
-    Activations out = gemmary_activations(p, next);
+    Activations out = gemmary_activations(p, &m->room.plain, next);
     size_t row, count;
     while ((count = gemmary_take_rows(p, &row)))
-        for (; count; count--, row++) m->kernels->quantize(&out, row, values + row * m->room.width, next->columns);
+        for (; count; count--, row++)
+            m->kernels->quantize(&out, row, 0, m->room.second + row * m->room.width, next->columns);
     gemmary_team_wait(m->team);
 }
 
 /* Each matrix times the activations, its rows side by side in y from a multiple of 16 on. */
-static void project(const Pass *p, const Matrix *const *matrices, size_t num_matrices, float *y) {
+static void project(const Pass *p, const Activations *made, const Matrix *const *matrices, size_t num_matrices, float *y) {
     gemmary_model *m = p->m;
-    Activations x = gemmary_activations(p, matrices[0]);
+    Activations x = gemmary_activations(p, made, matrices[0]);
     size_t total = 0, first, count;
     for (size_t i = 0; i < num_matrices; i++) total += matrices[i]->blocks;
     while ((count = take_blocks(p, &first, total))) {
@@ -181,17 +184,20 @@ static void attend(const Pass *p, const Layer *layer, float *own) {
     gemmary_team_wait(m->team);
 }
 
-/* wide = gelu(gate) * up */
-static void gate(const Pass *p, const Layer *layer) {
+/* gated = gelu(gate) * up, a thread's columns at a time in its own room */
+static void gate(const Pass *p, const Layer *layer, float *own) {
     gemmary_model *m = p->m;
-    Activations x = gemmary_activations(p, &layer->gate);
-    size_t width = m->room.width, first, count;
+    Activations x = gemmary_activations(p, &m->room.plain, &layer->gate);
+    Activations out = gemmary_activations(p, &m->room.gated, &layer->down);
+    size_t first, count;
     while ((count = take_blocks(p, &first, layer->gate.blocks))) {
-        float *gates = m->room.wide + first * BLOCK, *ups = m->room.second + first * BLOCK;
-        gemmary_multiply(m->kernels, &layer->gate, &x, p->rows, first, count, gates, width);
-        gemmary_multiply(m->kernels, &layer->up, &x, p->rows, first, count, ups, width);
+        size_t n = count * BLOCK, given = layer->down.columns - first * BLOCK;
+        float *ups = own + p->rows * n;
+        gemmary_multiply(m->kernels, &layer->gate, &x, p->rows, first, count, own, n);
+        gemmary_multiply(m->kernels, &layer->up, &x, p->rows, first, count, ups, n);
+        m->kernels->gelu_times(own, ups, p->rows * n);
         for (size_t row = 0; row < p->rows; row++)
-            m->kernels->gelu_times(gates + row * width, ups + row * width, count * BLOCK);
+            m->kernels->quantize(&out, row, first * BLOCK / GROUP, own + row * n, n < given ? n : given);
     }
     gemmary_team_wait(m->team);
 }
@@ -219,7 +225,7 @@ static void layers(const Pass *p, const Pass *last, float *own) {
     for (int32_t i = 0; i < m->config.num_layers; i++) {
         const Layer *l = &m->layers[i];
         prepare(p, i > 0, post_norm, l->attention_norm, &l->query);
-        project(p, (const Matrix *[]){&l->query, &l->key, &l->value}, 3, m->room.wide);
+        project(p, &m->room.plain, (const Matrix *[]){&l->query, &l->key, &l->value}, 3, m->room.wide);
         turn(p, l);
         if (i + 1 == m->config.num_layers && last->rows < p->rows) {
             narrow(p);
@@ -227,12 +233,11 @@ static void layers(const Pass *p, const Pass *last, float *own) {
         }
         if (!p->rows) return;
         attend(p, l, own);
-        quantize(p, m->room.second, &l->output);
-        project(p, (const Matrix *[]){&l->output}, 1, m->room.second);
+        quantize(p, &l->output);
+        project(p, &m->room.plain, (const Matrix *[]){&l->output}, 1, m->room.second);
         prepare(p, true, l->attention_post_norm, l->mlp_norm, &l->gate);
-        gate(p, l);
-        quantize(p, m->room.wide, &l->down);
-        project(p, (const Matrix *[]){&l->down}, 1, m->room.second);
+        gate(p, l, own);
+        project(p, &m->room.gated, (const Matrix *[]){&l->down}, 1, m->room.second);
         post_norm = l->mlp_post_norm;
     }
 }

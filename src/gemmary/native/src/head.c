@@ -9,7 +9,7 @@
 static void finish(const Pass *p) {
     gemmary_model *m = p->m;
     Room *room = &m->room;
-    Activations out = gemmary_activations(p, &m->embedding);
+    Activations out = gemmary_activations(p, &room->plain, &m->embedding);
     const float *post_norm = m->layers[m->config.num_layers - 1].mlp_post_norm;
     size_t dim = (size_t)m->config.model_dim, row, count;
     while ((count = gemmary_take_rows(p, &row)))
@@ -17,7 +17,7 @@ static void finish(const Pass *p) {
             float *x = room->x + row * dim, *y = room->second + row * room->width;
             m->kernels->norm_add(x, y, post_norm, dim, m->config.norm_eps);
             m->kernels->norm(y, x, m->final_norm, dim, m->config.norm_eps);
-            m->kernels->quantize(&out, row, y, dim);
+            m->kernels->quantize(&out, row, 0, y, dim);
         }
     gemmary_team_wait(m->team);
 }
@@ -39,7 +39,7 @@ static size_t next_logits(const Pass *p, const Activations *x, float *own, size_
 
 void gemmary_head(const Pass *p, float *own) {
     finish(p);
-    Activations x = gemmary_activations(p, &p->m->embedding);
+    Activations x = gemmary_activations(p, &p->m->room.plain, &p->m->embedding);
     size_t first, count, stride, vocab = (size_t)p->m->config.vocab_size;
     while ((count = next_logits(p, &x, own, &first, &stride)))
         for (size_t row = 0; row < p->rows; row++)
@@ -79,7 +79,7 @@ static Judgement *judgements(const Room *room, const float *own) {
 
 void gemmary_judge(const Pass *p, float *own) {
     gemmary_model *m = p->m;
-    Activations x = gemmary_activations(p, &m->embedding);
+    Activations x = gemmary_activations(p, &m->room.plain, &m->embedding);
     Judgement *mine = judgements(&m->room, own), *all[256];
     size_t first, count, stride, row;
     for (row = 0; row < p->rows; row++) mine[row] = (Judgement){0, -INFINITY, 0};
@@ -183,7 +183,7 @@ static void decide(const Pass *p, const Activations *x, size_t row, size_t first
 
 void gemmary_screen(const Pass *p, float *own) {
     gemmary_model *m = p->m;
-    Activations x = gemmary_activations(p, &m->embedding);
+    Activations x = gemmary_activations(p, &m->room.plain, &m->embedding);
     finish(p);
     bound(p, &x, judgements(&m->room, own), own);
     gemmary_team_wait(m->team);

@@ -89,7 +89,7 @@ typedef struct {
     /* row operations on n numbers */
     void (*norm)(float *out, const float *x, const float *scale, size_t n, float eps);
     void (*norm_add)(float *x, const float *y, const float *scale, size_t n, float eps); /* scale may be NULL: x += y */
-    void (*quantize)(const Activations *x, size_t row, const float *values, size_t n);
+    void (*quantize)(const Activations *x, size_t row, size_t group, const float *values, size_t n); /* from a group on */
     void (*gelu_times)(float *gate, const float *up, size_t n);
     void (*rotate)(float *head, const float *cosines, const float *sines, size_t half, float scale);
     float (*softmax)(float *scores, size_t n, float cap); /* exponentials in place, returns their sum */

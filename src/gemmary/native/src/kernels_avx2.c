@@ -18,7 +18,7 @@
 typedef __m256i Ints;
 typedef __m256 Floats;
 
-enum { TILE = 4 };
+enum { TILE = 4 }; /* tokens of a tile, and lanes of its activations */
 
 static bool runs_here(void) {
     unsigned a, b, c, d; /* older clangs have no name for F16C */
@@ -169,48 +169,47 @@ INLINE void unpack_of(const Matrix *w, size_t block, size_t group, size_t count,
 #include "formats.h"
 
 /* sums[t][h] = unpacked codes of 16 rows times activations of so many tokens, from starts[t] on */
-INLINE void dots(const uint8_t *codes, const int8_t *a, size_t lda, int tokens, int quads, const Ints starts[TILE],
+INLINE void dots(const uint8_t *codes, const int8_t *a, int tokens, int quads, const Ints starts[TILE],
                  Ints sums[TILE][2]) {
     UNROLL for (int t = 0; t < tokens; t++) sums[t][0] = sums[t][1] = starts[t];
     UNROLL for (int q = 0; q < quads; q++) {
         Ints left = load(codes + q * VECTOR), right = load(codes + q * VECTOR + 32);
-        UNROLL for (int t = 0; t < tokens; t++) add_products(sums[t], left, right, a + (size_t)t * lda + 4 * q);
+        UNROLL for (int t = 0; t < tokens; t++) add_products(sums[t], left, right, a + 4 * (TILE * q + t));
     }
 }
 
 INLINE void tile_of(const Matrix *w, const Panel *panel, size_t group, size_t count, const Activations *x, size_t row,
                     float *y, size_t stride, int tokens, int bits) {
-    const int8_t *a = x->codes + row * x->columns + group * GROUP;
+    const int8_t *a = activation_codes(x, row) + group * GROUP * TILE;
+    size_t at = activation_at(x, row, group);
     const int parts = bits == 2 ? 2 : 1, quads = QUADS / parts;
     const bool has_min = has_minimum(&w->packing);
     Floats out[TILE][2];
     UNROLL for (int t = 0; t < tokens; t++)
         UNROLL for (int h = 0; h < 2; h++)
             out[t][h] = group ? _mm256_loadu_ps(y + (size_t)t * stride + 8 * h) : _mm256_setzero_ps();
-    for (size_t g = 0; g < count; g++, a += GROUP) {
-        const size_t at = row * x->groups + group + g;
+    for (size_t g = 0; g < count; g++, a += GROUP * TILE, at += TILE) {
         UNROLL for (int part = 0; part < parts; part++) {
             Ints starts[TILE], sums[TILE][2], lower[TILE][2];
             UNROLL for (int t = 0; t < tokens; t++)
-                starts[t] = start_at(x->starts + STARTS * (at + (size_t)t * x->groups), part, bits);
-            dots(panel->codes[0][g] + part * quads * VECTOR, a + part * 16, x->columns, tokens, quads, starts, sums);
+                starts[t] = start_at(x->starts + STARTS * (at + (size_t)t), part, bits);
+            dots(panel->codes[0][g] + part * quads * VECTOR, a + part * 16 * TILE, tokens, quads, starts, sums);
             UNROLL for (int t = 0; t < tokens; t++)
                 UNROLL for (int h = 0; h < 2; h++) sums[t][h] = widened(sums[t][h], bits == 4 ? 16 : 1);
             if (bits == 4) {
                 UNROLL for (int t = 0; t < tokens; t++) starts[t] = _mm256_setzero_si256();
-                dots(panel->codes[1][g], a, x->columns, tokens, quads, starts, lower);
+                dots(panel->codes[1][g], a, tokens, quads, starts, lower);
                 UNROLL for (int t = 0; t < tokens; t++)
                     UNROLL for (int h = 0; h < 2; h++) sums[t][h] = _mm256_add_epi32(sums[t][h], widened(lower[t][h], 1));
             }
             UNROLL for (int t = 0; t < tokens; t++) {
-                Floats a_scale = _mm256_broadcast_ss(x->scales + at + (size_t)t * x->groups);
+                Floats a_scale = _mm256_broadcast_ss(x->scales + at + t);
                 UNROLL for (int h = 0; h < 2; h++)
                     out[t][h] = added(out[t][h], sums[t][h], _mm256_load_ps(panel->scales[g][part] + 8 * h), a_scale);
             }
         }
-        if (!has_min) continue;
-        UNROLL for (int t = 0; t < tokens; t++) {
-            Floats a_sum = _mm256_broadcast_ss(x->sums + at + (size_t)t * x->groups);
+        UNROLL for (int t = 0; t < tokens && has_min; t++) {
+            Floats a_sum = _mm256_broadcast_ss(x->sums + at + t);
             UNROLL for (int h = 0; h < 2; h++)
                 out[t][h] = _mm256_fmadd_ps(_mm256_load_ps(panel->minima[g] + 8 * h), a_sum, out[t][h]);
         }
@@ -272,5 +271,5 @@ static void mix(float *c, size_t ldc, const float *a, size_t lda, const uint16_t
 }
 
 const Kernels gemmary_avx2 = {
-    .name = "avx2", .runs_here = runs_here, .tile_rows = TILE, .lanes = 1, .matvec = matvec, .unpack = unpack,
+    .name = "avx2", .runs_here = runs_here, .tile_rows = TILE, .lanes = TILE, .matvec = matvec, .unpack = unpack,
     .tile = tile, .mix = mix, .quantize = row_quantize, ROW_KERNELS};

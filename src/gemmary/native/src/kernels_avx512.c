@@ -78,9 +78,9 @@ INLINE void quantize_group(const Activations *x, size_t at, const float *values,
     x->sums[at] = most / 127.0f * (float)(starts[0] / -8);
 }
 
-static void quantize(const Activations *x, size_t row, const float *values, size_t n) {
-    int8_t *codes = activation_codes(x, row);
-    size_t at = activation_at(x, row, 0);
+static void quantize(const Activations *x, size_t row, size_t group, const float *values, size_t n) {
+    int8_t *codes = activation_codes(x, row) + group * GROUP * x->lanes;
+    size_t at = activation_at(x, row, group);
     for (size_t i = 0; i < n; i += GROUP, at += x->lanes, codes += GROUP * x->lanes)
         quantize_group(x, at, values + i, n - i < GROUP ? ((__mmask32)1 << (n - i)) - 1 : ~(__mmask32)0, codes);
 }

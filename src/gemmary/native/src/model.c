@@ -50,23 +50,39 @@ static bool is_sound(const gemmary_config *c) {
 
 static void *zeros(size_t count, size_t size) { return gemmary_pages(count * size); }
 
+static size_t groups_of(const Activations *a, size_t rows) { return round_up(rows, MOST_LANES) * a->columns / GROUP; }
+
+static bool activations_make(Activations *a, size_t rows, size_t columns) {
+    a->columns = round_up(columns, GROUP) + GROUP;
+    size_t groups = groups_of(a, rows);
+    a->codes = zeros(groups, GROUP);
+    a->scales = zeros(groups, ACTIVATION_BYTES);
+    if (!a->scales) return false;
+    a->sums = a->scales + groups;
+    a->starts = (int16_t *)(a->sums + groups);
+    return a->codes;
+}
+
+static void activations_free(Activations *a, size_t rows) {
+    gemmary_pages_free(a->codes, groups_of(a, rows) * GROUP);
+    gemmary_pages_free(a->scales, groups_of(a, rows) * ACTIVATION_BYTES);
+}
+
 /* All that a pass needs, in one place each, so that a pass allocates nothing. */
 static bool room_make(gemmary_model *m) {
     Room *room = &m->room;
     const gemmary_config *c = &m->config;
     size_t heads = (size_t)c->num_heads * (size_t)c->head_dim, keys = (size_t)c->num_kv_heads * (size_t)c->head_dim;
-    size_t dim = round_up((size_t)c->model_dim, BLOCK), mlp = round_up((size_t)c->mlp_dim, BLOCK);
+    size_t dim = round_up((size_t)c->model_dim, BLOCK);
     size_t all = (size_t)c->chunk_length * (size_t)c->num_slots, tasks = 4 * (size_t)c->num_slots;
     room->rows = (size_t)c->chunk_length > 512 ? (size_t)c->chunk_length : all < 512 ? all : 512;
     room->width = round_up(heads, BLOCK) + 2 * round_up(keys, BLOCK);
-    if (room->width < mlp) room->width = mlp;
     if (room->width < dim) room->width = dim;
     room->width = room->width / 32 * 32 + BLOCK + 32; /* an odd number of lines, so that rows share no set of a cache */
-    size_t columns = round_up(heads > mlp ? heads > dim ? heads : dim : mlp > dim ? mlp : dim, GROUP) + GROUP;
     room->own_floats = gemmary_attend_floats(m);
-    size_t most = PANEL_BLOCKS * room->rows, few = HEAD_BLOCKS * FEW_ROWS;
-    size_t logits = BLOCK * (most > few ? most : few) + 4 * round_up(room->rows, 4);
-    room->own_floats = round_up(room->own_floats > logits ? room->own_floats : logits, BLOCK);
+    size_t blocks = 2 * PANEL_BLOCKS * room->rows, few = 2 * MOST_BLOCKS; /* of gates and ups; fewer of logits */
+    size_t products = BLOCK * (blocks > few ? blocks : few) + 4 * round_up(room->rows, 4);
+    room->own_floats = round_up(room->own_floats > products ? room->own_floats : products, BLOCK);
     room->num_tiles = 2 * room->rows * m->group_heads + tasks;
     room->x = zeros(room->rows * dim, sizeof(float));
     room->wide = zeros(room->rows * room->width, sizeof(float));
@@ -75,21 +91,15 @@ static bool room_make(gemmary_model *m) {
     room->tiles = zeros(room->num_tiles, sizeof(Tile));
     room->ends = zeros((size_t)c->num_slots, sizeof(gemmary_chunk));
     room->own = zeros((size_t)c->num_threads * room->own_floats, sizeof(float));
-    Activations *a = &room->activations;
-    size_t groups = round_up(room->rows, MOST_LANES) * columns / GROUP;
-    a->columns = columns;
-    a->codes = zeros(groups, GROUP);
-    a->scales = zeros(groups, ACTIVATION_BYTES);
-    if (!a->scales) return false;
-    a->sums = a->scales + groups;
-    a->starts = (int16_t *)(a->sums + groups);
-    return room->x && room->wide && room->second && room->angles && room->tiles && room->ends && room->own && a->codes;
+    bool has_plain = activations_make(&room->plain, room->rows, heads > dim ? heads : dim);
+    bool has_gated = activations_make(&room->gated, room->rows, (size_t)c->mlp_dim);
+    return has_plain && has_gated && room->x && room->wide && room->second && room->angles && room->tiles &&
+           room->ends && room->own;
 }
 
 static void room_free(gemmary_model *m) {
     Room *room = &m->room;
     size_t dim = round_up((size_t)m->config.model_dim, BLOCK), threads = (size_t)m->config.num_threads;
-    size_t groups = round_up(room->rows, MOST_LANES) * room->activations.columns / GROUP;
     gemmary_pages_free(room->x, room->rows * dim * sizeof(float));
     gemmary_pages_free(room->wide, room->rows * room->width * sizeof(float));
     gemmary_pages_free(room->second, room->rows * room->width * sizeof(float));
@@ -97,8 +107,8 @@ static void room_free(gemmary_model *m) {
     gemmary_pages_free(room->tiles, room->num_tiles * sizeof(Tile));
     gemmary_pages_free(room->ends, (size_t)m->config.num_slots * sizeof(gemmary_chunk));
     gemmary_pages_free(room->own, threads * room->own_floats * sizeof(float));
-    gemmary_pages_free(room->activations.codes, groups * GROUP);
-    gemmary_pages_free(room->activations.scales, groups * ACTIVATION_BYTES);
+    activations_free(&room->plain, room->rows);
+    activations_free(&room->gated, room->rows);
 }
 
 static bool layers_make(gemmary_model *m, const int32_t *windows) {

@@ -24,15 +24,16 @@ typedef struct { /* query rows r = token * G + head of one chunk that attend tog
     size_t first, rows;
 } Tile;
 
-enum { TILE_ROWS = 24, FEW_ROWS = 3, HEAD_BLOCKS = 16 }; /* HEAD_BLOCKS: of the head at a time, for few rows */
+enum { TILE_ROWS = 24, FEW_ROWS = 3 };
+enum { HEAD_BLOCKS = 16, MOST_BLOCKS = 32 }; /* at a time where rows are few, of the head and of any matrix */
 
 typedef struct { /* room for `rows` tokens, and what each thread needs of its own */
     size_t rows, width; /* width: floats of the widest row */
     float *x;           /* [row][D] */
-    float *wide;        /* [row][width] queries, keys, values; then gates */
-    float *second;      /* [row][width] attention's output; then ups; then what is added to x */
+    float *wide;        /* [row][width] queries, keys, values */
+    float *second;      /* [row][width] attention's output; then what is added to x */
     float *angles;      /* [row][4][H / 2] cosines and sines, local and global */
-    Activations activations;
+    Activations plain, gated; /* gated: gelu(gate) * up, made while plain is read */
     Tile *tiles;
     size_t num_tiles;
     gemmary_chunk *ends; /* [slot] what is left of the chunks in the last layer */
@@ -81,7 +82,7 @@ void gemmary_ring_free(const gemmary_model *m, Ring *ring);
 void gemmary_multiply(const Kernels *k, const Matrix *w, const Activations *x, size_t rows, size_t first, size_t count,
                       float *y, size_t stride);
 size_t gemmary_take_rows(const Pass *p, size_t *first);
-Activations gemmary_activations(const Pass *p, const Matrix *w);
+Activations gemmary_activations(const Pass *p, const Activations *made, const Matrix *w);
 
 /* head.c */
 void gemmary_head(const Pass *p, float *own);

@@ -49,15 +49,14 @@ static void row_norm_add(float *x, const float *y, const float *scale, size_t n,
     for (size_t i = 0; i < n; i++) x[i] += y[i] * factor * scale[i];
 }
 
-static inline void row_quantize(const Activations *x, size_t row, const float *values, size_t n) {
-    for (size_t group = 0; group < x->groups; group++) {
+static inline void row_quantize(const Activations *x, size_t row, size_t group, const float *values, size_t n) {
+    for (size_t first = 0; first < n; first += GROUP, group++) {
         float v[GROUP] = {0}, most = 0;
-        size_t first = group * GROUP, count = n > first ? n - first : 0;
-        memcpy(v, values + first, (count < GROUP ? count : GROUP) * sizeof *v);
+        memcpy(v, values + first, (n - first < GROUP ? n - first : GROUP) * sizeof *v);
         REDUCE(omp simd reduction(max : most))
         for (int i = 0; i < GROUP; i++) most = fabsf(v[i]) > most ? fabsf(v[i]) : most;
         float inverse = most > 0 ? 127.0f / most : 0, scale = most / 127.0f;
-        int8_t *codes = x->codes + row * x->columns + first;
+        int8_t *to = activation_codes(x, row) + group * GROUP * x->lanes, codes[GROUP];
         int32_t whole[GROUP], sums[2][4] = {0}; /* by half and column of a quad */
         REDUCE(omp simd)
         for (int i = 0; i < GROUP; i++) {
@@ -67,10 +66,11 @@ static inline void row_quantize(const Activations *x, size_t row, const float *v
             whole[i] = (int32_t)((uint32_t)bits << 24) >> 24; /* never more, whatever was given */
         }
         for (int i = 0; i < GROUP; i++) codes[i] = (int8_t)whole[i];
+        for (size_t quad = 0; quad < QUADS; quad++) memcpy(to + 4 * quad * x->lanes, codes + 4 * quad, 4);
         for (int half = 0; half < 2; half++)
             for (int quad = 0; quad < 4; quad++)
                 for (int i = 0; i < 4; i++) sums[half][i] += whole[16 * half + 4 * quad + i];
-        size_t at = row * x->groups + group;
+        size_t at = activation_at(x, row, group);
         int16_t *starts = x->starts + STARTS * at; /* as kernels_avx2.c wants them: [3][2] of the group, its first and
                                                       second half; -8 or -32 times the sums at columns 4q and 4q + 1,
                                                       and at 4q + 2 and 4q + 3 */
