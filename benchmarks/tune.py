@@ -5,8 +5,9 @@
 
 Rank 16 on all linear layers, 4 rows of 512 random tokens, all of them learned, AdamW. Speed does not depend on the
 values, so peers run with random weights. A first step of each compiles and does not count; then the systems take turns,
-a step each a round. Gemmary holds its frozen weights in bfloat16 and computes in float32. The memory is the most that
-a process held, loading and compiling included. KerasHub adapts query and value projections alone, as its LoRA does.
+a step each a round. A name says the precision of activations; Gemmary holds its frozen weights in bfloat16 in either.
+The memory is the most that a process held, loading and compiling included; few systems fit beside each other. KerasHub
+adapts query and value projections alone, as its LoRA does.
 """
 
 import argparse
@@ -24,18 +25,28 @@ from turns import ask, start
 from gemmary.generate.process import peak_bytes
 
 Step = Callable[[np.ndarray[Any, Any]], Any]
-SYSTEMS = ("gemmary-jax", "gemmary-torch", "peft-float32", "peft-bfloat16", "keras-hub-jax")
-OURS = ("gemmary-jax", "gemmary-torch")
+SYSTEMS = (
+    "gemmary-jax",
+    "gemmary-torch",
+    "gemmary-torch-bfloat16",
+    "peft-float32",
+    "peft-bfloat16",
+    "keras-hub-jax",
+    "keras-hub-torch-bfloat16",
+)
 ROWS, LENGTH, RANK = 4, 512, 16
 
 
-def gemmary() -> Step:
+def gemmary(dtype: str) -> Step:
+    from gemmary.api import runtime
+
+    runtime("keras")
     from gemmary.formats.checkpoint import open_checkpoint
     from gemmary.formats.locate import embedded_default
     from gemmary.train.parameters import LoRA
     from gemmary.train.trainer import Trainer
 
-    trainer = Trainer(open_checkpoint(embedded_default()), parameters=LoRA(rank=RANK))
+    trainer = Trainer(open_checkpoint(embedded_default()), parameters=LoRA(rank=RANK), dtype=dtype)
 
     return lambda ids: trainer.step(all_learned(ids), rate=1e-4)
 
@@ -74,10 +85,11 @@ def peft(dtype: str) -> Step:
     return step
 
 
-def keras_hub() -> Step:
+def keras_hub(dtype: str) -> Step:
     import keras
     from decode import keras_hub_model
 
+    keras.config.set_floatx(dtype)
     model = keras_hub_model()
     model.backbone.enable_lora(RANK)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -90,10 +102,16 @@ def keras_hub() -> Step:
     return step
 
 
+MAKERS = {"gemmary": gemmary, "peft": peft, "keras-hub": keras_hub}
+
+
 def build(system: str) -> Step:
-    if system.startswith("peft"):
-        return peft(system.removeprefix("peft-"))
-    return gemmary() if system in OURS else keras_hub()
+    make = next(make for name, make in MAKERS.items() if system.startswith(name))
+    return make("bfloat16" if system.endswith("bfloat16") else "float32")
+
+
+def is_ours(system: str) -> bool:
+    return system.startswith("gemmary")
 
 
 def serve(system: str) -> None:
@@ -129,7 +147,7 @@ def main() -> None:
             print(number, system, found[system][-1], flush=True)
     for child in children.values():
         child.terminate()
-    peers = [system for system in options.only if system not in OURS]
+    peers = [system for system in options.only if not is_ours(system)]
     rows = [row(system, peers, found) for system in options.only]
     columns = ("system", "tokens/s", "peak, GB", *(f"over {peer}" for peer in peers))
     record("tune", columns, rows, command=" ".join(["python benchmarks/tune.py", *sys.argv[1:]]))
@@ -141,7 +159,7 @@ def row(system: str, peers: list[str], found: dict[str, list[dict[str, float]]])
     peak = max(each["peak"] for each in found[system])
     ratios = [
         f"{statistics.median(a['rate'] / b['rate'] for a, b in zip(found[system], found[peer], strict=True)):.2f}"
-        if system in OURS
+        if is_ours(system)
         else ""
         for peer in peers
     ]

@@ -47,15 +47,15 @@ def token_log_probs(
         head = ops.cast(learned[0] if learned else table, x.dtype)
 
         def judge(both: tuple[Array, Array]) -> tuple[Array, Array]:
-            log_probs, slopes = _judged(both[0], head, both[1], cap)
-            return log_probs, _by_hidden(slopes, head)
+            log_probs, slopes, share = _judged(both[0], head, both[1], cap)
+            return log_probs, ops.cast(_by_hidden(slopes, head) * share, head.dtype)
 
         log_probs, ready = ops.map(judge, (x, wanted))  # one after the other
 
         def gradient(*arguments: Array, upstream: Array | None = None) -> Any:
-            (upstream,) = arguments[-1:] if upstream is None else (upstream,)
-            by_x = ready * ops.cast(ops.expand_dims(upstream, -1), ready.dtype)
-            return (by_x, _by_table(x, learned[0], wanted, upstream, cap)) if learned else by_x
+            weights = -ops.expand_dims(arguments[-1] if upstream is None else upstream, -1)  # `_judged`'s sign
+            by_x = ready * ops.cast(weights, ready.dtype)
+            return (by_x, _by_table(x, learned[0], wanted, weights, cap)) if learned else by_x
 
         return log_probs, gradient
 
@@ -65,19 +65,25 @@ def token_log_probs(
 
 def _judged(
     x: Float[Array, "C D"], head: Float[Array, "V D"], targets: Int[Array, "C"], cap: float | None
-) -> tuple[Float[Array, "C"], Float[Array, "C V"]]:
-    """Log-probabilities of one chunk's targets, and their gradients by the product of x and the head."""
-    raw = ops.cast(ops.matmul(x, ops.transpose(head)), "float32")
-    logits = softcap(raw, cap)
+) -> tuple[Float[Array, "C"], Float[Array, "C V"], Float[Array, "C 1"]]:
+    """Log-probabilities of one chunk's targets; and p - 1 of the target and p of all others, times a row's factor.
+
+    That is the negative of their gradient by the product of x and the head. A pass over (C, V) numbers costs PyTorch a
+    fifth of a product, so there are few.
+    """
+    logits = softcap(ops.cast(ops.matmul(x, ops.transpose(head)), "float32"), cap)
+    at = ops.expand_dims(targets, -1)
     best = ops.max(logits, axis=-1, keepdims=True)
-    powers = ops.exp(logits - best)
-    total = ops.sum(powers, axis=-1, keepdims=True)
-    is_target = ops.expand_dims(targets, -1) == ops.arange(head.shape[0], dtype=targets.dtype)
-    chosen = ops.take_along_axis(logits, ops.expand_dims(targets, -1), axis=-1)
-    slopes = ops.cast(is_target, "float32") - powers / total
-    if cap is not None:
-        slopes = slopes * (1.0 - ops.square(logits / cap))  # tanh' = 1 - tanh^2
-    return (chosen - best - ops.log(total))[:, 0], ops.cast(slopes, x.dtype)
+    slopes = ops.exp(logits - best)
+    total = ops.sum(slopes, axis=-1, keepdims=True)
+    own = ops.take_along_axis(logits, at, axis=-1)
+    log_probs = own - best - ops.log(total)
+    wanted = ops.expm1(log_probs) * total  # p - 1 rounded once: p of a sure token is 1 in bfloat16
+    if cap is not None:  # tanh' = 1 - tanh^2
+        slopes, wanted = (each * (1.0 - ops.square(z / cap)) for each, z in ((slopes, logits), (wanted, own)))
+    places = ops.concatenate([ops.expand_dims(ops.arange(targets.shape[0], dtype=targets.dtype), -1), at], axis=-1)
+    slopes = ops.scatter_update(ops.cast(slopes, x.dtype), places, ops.cast(wanted[:, 0], x.dtype))
+    return log_probs[:, 0], slopes, 1.0 / total
 
 
 def _by_hidden(slopes: Float[Array, "C V"], head: Float[Array, "V D"]) -> Float[Array, "C D"]:
@@ -90,26 +96,26 @@ def _by_hidden(slopes: Float[Array, "C V"], head: Float[Array, "V D"]) -> Float[
         return total + ops.cast(ops.matmul(*part), "float32"), None  # bfloat16 would lose the small parts
 
     zeros = ops.zeros((slopes.shape[0], head.shape[1]))
-    return ops.cast(ops.scan(add, zeros, (ops.transpose(parts, (1, 0, 2)), rows))[0], head.dtype)
+    return ops.scan(add, zeros, (ops.transpose(parts, (1, 0, 2)), rows))[0]
 
 
 def _by_table(
     x: Float[Array, "n C D"],
     table: Float[Array, "V D"],
     targets: Int[Array, "n C"],
-    upstream: Float[Array, "n C"],
+    weights: Float[Array, "n C 1"],
     cap: float | None,
 ) -> Float[Array, "V D"]:
     """The table's gradient, summed over chunks in its own precision."""
     head = ops.cast(table, x.dtype)
 
     def add(total: Array, chunk: tuple[Array, Array, Array]) -> tuple[Array, None]:
-        part, wanted, weights = chunk
-        _, slopes = _judged(part, head, wanted, cap)
-        slopes = slopes * ops.cast(ops.expand_dims(weights, -1), slopes.dtype)
-        return total + ops.cast(ops.matmul(ops.transpose(slopes), part), total.dtype), None
+        part, wanted, factors = chunk
+        _, slopes, share = _judged(part, head, wanted, cap)
+        weighted = part * ops.cast(factors * share, part.dtype)
+        return total + ops.cast(ops.matmul(ops.transpose(slopes), weighted), total.dtype), None
 
-    total, _ = ops.scan(add, ops.zeros_like(table), (x, targets, upstream))
+    total, _ = ops.scan(add, ops.zeros_like(table), (x, targets, weights))
     return total
 
 
