@@ -17,8 +17,8 @@ bool gemmary_ring_make(gemmary_model *m, Ring *ring, size_t length) {
     size_t heads = (size_t)m->config.num_slots * (size_t)m->config.num_kv_heads;
     size_t bytes = heads * ring_numbers(m, ring->length) * sizeof(uint16_t);
     m->cache_bytes += 2 * bytes;
-    ring->keys = gemmary_pages(bytes);
-    ring->values = gemmary_pages(bytes);
+    ring->keys = gemmary_pages(bytes, false); /* a short text uses a little of every head's */
+    ring->values = gemmary_pages(bytes, false);
     return ring->keys && ring->values;
 }
 

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Memory for weights and caches: zeroed pages, huge ones where the system has them, freed back to the system. */
+ * Memory for weights and caches: zeroed pages, huge ones where the system has them, freed back to the system.
+ * A page is there from its first use on; a huge one all at once, which is waste where little of it will be used. */
 #define _DEFAULT_SOURCE
 #include <stdlib.h>
 
@@ -15,7 +16,7 @@ static size_t rounded(size_t bytes) {
     return (bytes + unit - 1) / unit * unit;
 }
 
-void *gemmary_pages(size_t bytes) {
+void *gemmary_pages(size_t bytes, bool is_whole) {
     if (!bytes || bytes > (size_t)1 << 46) return NULL;
     size_t size = rounded(bytes), spare = size >= HUGE_PAGE ? HUGE_PAGE : 0;
     char *start = mmap(NULL, size + spare, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -26,7 +27,7 @@ void *gemmary_pages(size_t bytes) {
         if (before < spare) munmap(start + before + size, spare - before);
         start += before;
 #ifdef MADV_HUGEPAGE
-        madvise(start, size, MADV_HUGEPAGE);
+        madvise(start, size, is_whole ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
 #endif
     }
     return start;
@@ -38,7 +39,10 @@ void gemmary_pages_free(void *pages, size_t bytes) {
 
 #else
 
-void *gemmary_pages(size_t bytes) { return bytes ? calloc(1, bytes) : NULL; }
+void *gemmary_pages(size_t bytes, bool is_whole) {
+    (void)is_whole;
+    return bytes ? calloc(1, bytes) : NULL;
+}
 
 void gemmary_pages_free(void *pages, size_t bytes) {
     (void)bytes;

@@ -48,7 +48,7 @@ static bool is_sound(const gemmary_config *c) {
     return true;
 }
 
-static void *zeros(size_t count, size_t size) { return gemmary_pages(count * size); }
+static void *zeros(size_t count, size_t size) { return gemmary_pages(count * size, true); }
 
 static size_t groups_of(const Activations *a, size_t rows) { return round_up(rows, MOST_LANES) * a->columns / GROUP; }
 

@@ -171,7 +171,7 @@ gemmary_status gemmary_vocabulary_open(const gemmary_pieces *p, gemmary_vocabula
     if (!v) return GEMMARY_NO_MEMORY;
     v->mask = places - 1;
     v->text = malloc(bytes + 1);
-    v->table = gemmary_pages(places * sizeof *v->table);
+    v->table = gemmary_pages(places * sizeof *v->table, true);
     v->wholes = malloc((wholes + 1) * sizeof *v->wholes);
     if (!v->text || !v->table || !v->wholes) {
         gemmary_vocabulary_close(v);
@@ -194,7 +194,7 @@ void gemmary_vocabulary_close(gemmary_vocabulary *v) {
 gemmary_status gemmary_encoder_open(const gemmary_vocabulary *v, gemmary_encoder **out) {
     if (!v || !out) return GEMMARY_BAD_ARGUMENT;
     gemmary_encoder *e = calloc(1, sizeof *e);
-    Slot *slots = e ? gemmary_pages(SLOTS * sizeof *slots) : NULL;
+    Slot *slots = e ? gemmary_pages(SLOTS * sizeof *slots, true) : NULL;
     if (!slots) {
         free(e);
         return GEMMARY_NO_MEMORY;

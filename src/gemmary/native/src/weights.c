@@ -48,8 +48,8 @@ bool gemmary_matrix_make(Matrix *m, gemmary_type type, size_t rows, size_t colum
     m->groups = (columns + GROUP - 1) / GROUP;
     m->base_stride = m->groups * (p.scale_bytes + 4u * VECTOR) + m->groups / 8 * p.super_bytes;
     m->extra_stride = m->groups * p.extra_bits * VECTOR;
-    m->base = gemmary_pages(m->blocks * m->base_stride);
-    m->extra = m->extra_stride ? gemmary_pages(m->blocks * m->extra_stride) : NULL;
+    m->base = gemmary_pages(m->blocks * m->base_stride, true);
+    m->extra = m->extra_stride ? gemmary_pages(m->blocks * m->extra_stride, true) : NULL;
     m->is_declared = m->base && (m->extra || !m->extra_stride);
     return m->is_declared;
 }
