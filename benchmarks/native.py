@@ -56,7 +56,7 @@ def programs_of(path: Path, threads: int) -> dict[str, Opener]:
 def rows_of(report: Report) -> list[list[str]]:
     """The medians of each program for docs/numbers.md, and of the ratios to each peer."""
     rows, decode = [cells(row) for row in report.rows], report.rows[1]
-    label = f"share of {report.median_bandwidth / 1e9:.1f} GB/s in {decode.label}"
+    label = f"share of {decode.median_bandwidth / 1e9:.1f} GB/s in {decode.label}"
     return [*rows, [label, f"{report.share(decode, 'gemmary'):.0%}", *[""] * (len(rows[0]) - 2)]]
 
 

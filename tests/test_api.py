@@ -34,6 +34,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     monkeypatch.setattr(api, "find_spec", lambda name: ModuleSpec(name, None) if name in names else None)
     monkeypatch.delitem(sys.modules, "keras", raising=False)
     monkeypatch.setenv("KERAS_BACKEND", "")
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "")
     return names
 
 
@@ -88,6 +89,16 @@ def test_the_choice_is_there_when_keras_is_imported(installed: set[str]) -> None
     installed |= {"keras", "jax"}
     runtime()
     assert api.os.environ["KERAS_BACKEND"] == "jax"
+
+
+@pytest.mark.parametrize(("chosen", "found"), [("", "1"), ("0", "0")])
+def test_pytorch_takes_huge_pages_unless_told_otherwise(
+    installed: set[str], monkeypatch: pytest.MonkeyPatch, chosen: str, found: str
+) -> None:
+    installed |= {"keras", "torch"}
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", chosen)
+    runtime()
+    assert api.os.environ["THP_MEM_ALLOC_ENABLE"] == found
 
 
 def test_what_is_not_installed_is_named_with_the_command_that_installs_it(installed: set[str]) -> None:

@@ -179,7 +179,7 @@ def _keras_backend(wanted: str | None) -> Backend:
         raise MissingExtraError.of(f"the backend {backend}", _LIBRARIES[backend], backend)
     os.environ["KERAS_BACKEND"] = backend
     if backend == "torch":  # large arrays in huge pages: fetching small ones takes a tenth of a training step
-        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+        os.environ["THP_MEM_ALLOC_ENABLE"] = os.environ.get("THP_MEM_ALLOC_ENABLE") or "1"
     return backend
 
 

@@ -71,13 +71,15 @@ def test_programs_are_asked_in_turn_and_the_first_round_does_not_count(tmp_path:
     assert report.rows[0].values == {"a": (20.0, 20.0), "b": (20.0, 20.0)}  # 10 tokens in half a second
     assert report.rows[1].values == {"a": (4.0, 4.0), "b": (4.0, 4.0)}  # 2 times 4 tokens in 2 seconds
     assert [row.unit for row in report.rows[2:]] == ["s", "bytes"]
-    assert len(report.bandwidth) == 2 and report.weight_bytes == {"a": 1000, "b": 1000}
+    assert [len(row.bandwidth) for row in report.rows] == [2, 2, 0, 0]
+    assert report.weight_bytes == {"a": 1000, "b": 1000}
 
 
 def test_ratios_are_those_of_the_pairs() -> None:
-    row = Row(label="", unit="tokens/s", values={"a": (10.0, 40.0, 9.0), "b": (5.0, 10.0, 9.0)})
+    values = {"a": (10.0, 40.0, 9.0), "b": (5.0, 10.0, 9.0)}
+    row = Row(label="", unit="tokens/s", values=values, bandwidth=(1e4, 2e4, 9e3))
     assert (row.median("a"), row.median("b"), row.ratio("a", "b")) == (10.0, 9.0, 2.0)
-    report = Report(rows=(row,), bandwidth=(1e4, 2e4, 9e3), weight_bytes={"a": 500, "b": None})
+    report = Report(rows=(row,), weight_bytes={"a": 500, "b": None})
     assert (report.share(row, "a"), report.share(row, "b")) == (0.5, None)
 
 

@@ -53,6 +53,21 @@ def test_value_and_gradients_are_those_of_the_plain_loss(cap: float | None, chun
         np.testing.assert_allclose(numpy_array(slopes["table"]), by_table, rtol=0, atol=1e-5)
 
 
+def test_a_sure_token_keeps_its_small_gradient_in_bfloat16() -> None:
+    table = np.zeros((SIZES["vocab"], 4), np.float32)
+    table[0, 0], table[1:, 1] = 1, 1
+    hidden = np.float32([[12, 0, 0, 0]])  # 1 - p is 0.0003, and p in bfloat16 is 1
+
+    def loss(learned: dict[str, object]) -> tuple[object, object]:
+        head, target = ops.cast(table, "bfloat16"), ops.array([0], "int32")
+        return ops.sum(token_log_probs(learned["x"], head, target, cap=None, learns_table=False)), target
+
+    _, slopes = value_and_gradient(loss, {"x": ops.cast(hidden, "bfloat16")})
+    doubt = 1 - np.exp(12) / (np.exp(12) + SIZES["vocab"] - 1)
+    expected = np.float32([[doubt, -doubt, 0, 0]])
+    np.testing.assert_allclose(numpy_array(ops.cast(slopes["x"], "float32")), expected, rtol=0.01)
+
+
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="only XLA says how much memory a program takes")
 def test_memory_grows_with_the_chunk_and_not_with_the_length() -> None:
     import jax

@@ -84,11 +84,12 @@ def _found(report: "Report") -> dict[str, Any]:
         }
         for row in report.rows
     ]
+    decode = report.rows[1]
     return {
         "measures": rows,
-        "bandwidth": {"median": report.median_bandwidth, "unit": "bytes/s", "values": report.bandwidth},
+        "bandwidth": {"median": decode.median_bandwidth, "unit": "bytes/s", "values": decode.bandwidth},
         "weight_bytes": report.weight_bytes[OURS],
-        "bandwidth_share": report.share(report.rows[1], OURS),
+        "bandwidth_share": report.share(decode, OURS),
     }
 
 
@@ -102,10 +103,11 @@ def _lines(ran: dict[str, Any], report: "Report") -> Iterator[str]:
         shown = "".join(f"{_SHOWN[row.unit](row.median(program)):>11}" for program in row.values)
         unit = "" if row.unit == "bytes" else f", {row.unit}"
         yield f"{row.label + unit:<34}{shown}" + (f"{row.ratio(OURS, PEER):>8.2f}" if has_peer else "")
-    read, share = report.weight_bytes[OURS], report.share(report.rows[1], OURS)
-    yield f"memory is read at {report.median_bandwidth / 1e9:.1f} GB/s by {ran['threads']} threads"
+    decode = report.rows[1]
+    read, share = report.weight_bytes[OURS], report.share(decode, OURS)
+    yield f"memory is read at {decode.median_bandwidth / 1e9:.1f} GB/s by {ran['threads']} threads"
     if read and share:
-        yield f"a token reads {options.size(read)} of weights: {report.rows[1].label} reaches {share:.0%} of that"
+        yield f"a token reads {options.size(read)} of weights: {decode.label} reaches {share:.0%} of that"
 
 
 OURS, PEER = "gemmary", "llama.cpp"

@@ -87,20 +87,27 @@ def usual_tasks(*, prefill: int = 512, decode: int = 64, batch: int = 8) -> tupl
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One thing measured: for each program a value of every round.
+    """One thing measured: for each program a value of every round, and the bandwidth just before it in bytes/s.
 
-    >>> row = Row(label="decode", unit="tokens/s", values={"gemmary": (4.0, 8.0, 6.0), "other": (2.0, 2.0, 2.0)})
-    >>> row.median("gemmary"), row.ratio("gemmary", "other")
-    (6.0, 3.0)
+    >>> rates = {"gemmary": (4.0, 8.0, 6.0), "other": (2.0, 2.0, 2.0)}
+    >>> row = Row(label="decode", unit="tokens/s", values=rates, bandwidth=(3e10, 2e10, 3e10))
+    >>> row.median("gemmary"), row.ratio("gemmary", "other"), row.median_bandwidth
+    (6.0, 3.0, 30000000000.0)
     """
 
     label: str
     unit: str
     values: Mapping[str, tuple[float, ...]]
+    bandwidth: tuple[float, ...] = ()
 
     def median(self, program: str) -> float:
         """The median of a program's rounds."""
         return statistics.median(self.values[program])
+
+    @property
+    def median_bandwidth(self) -> float:
+        """The median of the rounds, in bytes a second."""
+        return statistics.median(self.bandwidth)
 
     def ratio(self, program: str, other: str) -> float:
         """The median of the rounds' ratios."""
@@ -110,22 +117,15 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What a comparison found: rows, the bandwidth of each round in bytes/s, the weights each program reads a token.
+    """What a comparison found: rows, and the bytes of weights that each program reads a token.
 
-    >>> decode = Row(label="decode of 64", unit="tokens/s", values={"gemmary": (50.0,)})
-    >>> report = Report(rows=(decode,), bandwidth=(20e9,), weight_bytes={"gemmary": 200_000_000})
-    >>> report.median_bandwidth, report.share(decode, "gemmary")
-    (20000000000.0, 0.5)
+    >>> decode = Row(label="decode of 64", unit="tokens/s", values={"gemmary": (50.0,)}, bandwidth=(20e9,))
+    >>> Report(rows=(decode,), weight_bytes={"gemmary": 200_000_000}).share(decode, "gemmary")
+    0.5
     """
 
     rows: tuple[Row, ...]
-    bandwidth: tuple[float, ...]
     weight_bytes: Mapping[str, int | None]
-
-    @property
-    def median_bandwidth(self) -> float:
-        """The median of the rounds, in bytes a second."""
-        return statistics.median(self.bandwidth)
 
     def share(self, row: Row, program: str) -> float | None:
         """The share of the bandwidth at which one sequence's decode reads the weights; None if unknown."""
@@ -133,7 +133,7 @@ class Report:
         if read is None:
             return None
         return statistics.median(
-            rate * read / most for rate, most in zip(row.values[program], self.bandwidth, strict=True)
+            rate * read / most for rate, most in zip(row.values[program], row.bandwidth, strict=True)
         )
 
 
@@ -141,9 +141,9 @@ def num_steps(*, programs: int, tasks: int, pairs: int) -> int:
     """How many measurements `compare` makes of so many programs and tasks.
 
     >>> num_steps(programs=2, tasks=3, pairs=5)
-    51
+    46
     """
-    return programs * tasks * (pairs + 1) + pairs * (programs + 1)
+    return programs * tasks * (pairs + 1) + pairs * programs
 
 
 def compare(
@@ -159,6 +159,7 @@ def compare(
 ) -> Report:
     """Measure every task, the start and the bandwidth `pairs` times, alternating the programs.
 
+    The bandwidth is measured before each task, since a shared machine's may double within a minute.
     `max_length` is the model's context; `tick` is called after each of `num_steps` measurements; `warm_up` is run
     before, once, and is all tasks unless said otherwise. Raises InputError for tasks that do not fit the context,
     GemmaryError for what a program raises and for one that ends before it answers.
@@ -167,8 +168,8 @@ def compare(
     >>> [row.label for row in compare({}, [], **sizes, tick=lambda: None).rows]
     ['process start to first token', 'peak memory of that']
     """
-    rates: list[list[list[float]]] = []
-    bandwidth: list[float] = []
+    rates: list[list[list[float]]] = [[] for _ in tasks]
+    bandwidth: list[list[float]] = [[] for _ in tasks]
     weight_bytes: dict[str, int | None] = {}
 
     def ask(name: str, process: Process, task: Task, seed: int) -> float:
@@ -192,14 +193,17 @@ def compare(
             for each in running.items():
                 ask(*each, task, 0)
         for turn in range(1, pairs + 1):
-            rates.append([[ask(*each, task, 100 * turn) for each in running.items()] for task in tasks])
-            bandwidth.append(read_bandwidth(num_threads))
-            tick()
+            for at, task in enumerate(tasks):
+                bandwidth[at].append(read_bandwidth(num_threads))
+                rates[at].append([ask(*each, task, 100 * turn) for each in running.items()])
     starts = [_starts(programs, min(START_LENGTH, max_length), tick) for _ in range(pairs)]
-    rows = [_row(task.label, "tokens/s", programs, values) for task, *values in zip(tasks, *rates, strict=True)]
+    rows = [
+        _row(task.label, "tokens/s", programs, values, most)
+        for task, values, most in zip(tasks, rates, bandwidth, strict=True)
+    ]
     for at, (label, unit) in enumerate((("process start to first token", "s"), ("peak memory of that", "bytes"))):
         rows.append(_row(label, unit, programs, [[each[at] for each in turn] for turn in starts]))
-    return Report(rows=tuple(rows), bandwidth=tuple(bandwidth), weight_bytes=weight_bytes)
+    return Report(rows=tuple(rows), weight_bytes=weight_bytes)
 
 
 def _starts(programs: Mapping[str, Opener], max_length: int, tick: Callable[[], None]) -> list[Start]:
@@ -210,9 +214,15 @@ def _starts(programs: Mapping[str, Opener], max_length: int, tick: Callable[[], 
     return found
 
 
-def _row(label: str, unit: str, names: Mapping[str, Opener], rounds: Sequence[Sequence[float]]) -> Row:
-    by_program = zip(*rounds, strict=True)
-    return Row(label=label, unit=unit, values=dict(zip(names, by_program, strict=True)))
+def _row(
+    label: str,
+    unit: str,
+    names: Mapping[str, Opener],
+    rounds: Sequence[Sequence[float]],
+    bandwidth: Sequence[float] = (),
+) -> Row:
+    values = dict(zip(names, zip(*rounds, strict=True), strict=True))
+    return Row(label=label, unit=unit, values=values, bandwidth=tuple(bandwidth))
 
 
 def read_bandwidth(num_threads: int, num_bytes: int = _BEYOND_CACHES) -> float:
