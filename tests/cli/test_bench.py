@@ -28,7 +28,8 @@ def test_a_gguf_file_is_measured_beside_llama_cpp(command: Command, tiny_model: 
         assert row["ratio"] == ours / theirs > 0
         assert row["values"] == {"gemmary": [ours], "llama.cpp": [theirs]}
     assert found["engine"] == "native" and found["pairs"] == 1
-    decode, [bandwidth] = found["measures"][1]["medians"]["gemmary"], found["bandwidth"]["values"]
+    decode, [bandwidth] = found["measures"][1]["medians"]["gemmary"], found["measures"][1]["bandwidth"]
+    assert found["bandwidth"]["median"] == bandwidth
     assert found["bandwidth_share"] == pytest.approx(decode * found["weight_bytes"] / bandwidth)
 
 

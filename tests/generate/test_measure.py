@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from gemmary.base.errors import GemmaryError, InputError
+from gemmary.generate import measure
 from gemmary.generate.llama_cpp import why_not
 from gemmary.generate.measure import Report, Row, Task, compare, num_steps, usual_tasks
 from gemmary.generate.process import Process, Prompt, Timing, start
@@ -57,21 +58,31 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-def test_programs_are_asked_in_turn_and_the_first_round_does_not_count(tmp_path: Path) -> None:
-    programs = {name: partial(Clockwork, tmp_path / "log", name) for name in ("a", "b")}
+def test_programs_are_asked_in_turn_and_the_first_round_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "log"
+
+    def read_bandwidth(num_threads: int) -> float:
+        with log.open("a") as file:
+            print("bandwidth", file=file)
+        return float(log.read_text().count("bandwidth"))
+
+    monkeypatch.setattr(measure, "read_bandwidth", read_bandwidth)
+    programs = {name: partial(Clockwork, log, name) for name in ("a", "b")}
     tasks = [Task(prompt=10), Task(prompt=4, reply=5, sequences=2)]
     ticks: list[None] = []
     report = compare(programs, tasks, **SIZES, pairs=2, tick=lambda: ticks.append(None))
     assert len(ticks) == num_steps(programs=2, tasks=2, pairs=2)
-    lines = (tmp_path / "log").read_text().splitlines()
+    lines = log.read_text().splitlines()
     prefill, decode = ([f"{name} with 2 of 11 {what}" for name in "ab"] for what in ("[10] 1", "[4, 4] 5"))
-    assert lines[:-4] == (prefill + decode) * 3
+    assert lines[:-4] == prefill + decode + ["bandwidth", *prefill, "bandwidth", *decode] * 2
     assert lines[-4:] == [f"{name} with 1 of 64 [24] 1" for name in "abab"]
     assert [row.label for row in report.rows[:2]] == ["prefill of 10", "decode of 5 after 4, 2 at once"]
     assert report.rows[0].values == {"a": (20.0, 20.0), "b": (20.0, 20.0)}  # 10 tokens in half a second
     assert report.rows[1].values == {"a": (4.0, 4.0), "b": (4.0, 4.0)}  # 2 times 4 tokens in 2 seconds
     assert [row.unit for row in report.rows[2:]] == ["s", "bytes"]
-    assert [len(row.bandwidth) for row in report.rows] == [2, 2, 0, 0]
+    assert [row.bandwidth for row in report.rows] == [(1.0, 3.0), (2.0, 4.0), (), ()]
     assert report.weight_bytes == {"a": 1000, "b": 1000}
 
 

@@ -81,13 +81,14 @@ def _found(report: "Report") -> dict[str, Any]:
             "medians": {program: row.median(program) for program in row.values},
             "ratio": row.ratio(OURS, PEER) if PEER in row.values else None,
             "values": row.values,
+            "bandwidth": row.bandwidth,
         }
         for row in report.rows
     ]
     decode = report.rows[1]
     return {
         "measures": rows,
-        "bandwidth": {"median": decode.median_bandwidth, "unit": "bytes/s", "values": decode.bandwidth},
+        "bandwidth": {"median": decode.median_bandwidth, "unit": "bytes/s"},
         "weight_bytes": report.weight_bytes[OURS],
         "bandwidth_share": report.share(decode, OURS),
     }

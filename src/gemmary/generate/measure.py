@@ -87,7 +87,7 @@ def usual_tasks(*, prefill: int = 512, decode: int = 64, batch: int = 8) -> tupl
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One thing measured: for each program a value of every round, and the bandwidth just before it in bytes/s.
+    """One thing measured: for each program a value of every round, and the bandwidth in bytes/s before the first's.
 
     >>> rates = {"gemmary": (4.0, 8.0, 6.0), "other": (2.0, 2.0, 2.0)}
     >>> row = Row(label="decode", unit="tokens/s", values=rates, bandwidth=(3e10, 2e10, 3e10))
@@ -138,7 +138,7 @@ class Report:
 
 
 def num_steps(*, programs: int, tasks: int, pairs: int) -> int:
-    """How many measurements `compare` makes of so many programs and tasks.
+    """How often `compare` calls `tick` for so many programs and tasks.
 
     >>> num_steps(programs=2, tasks=3, pairs=5)
     46
@@ -157,12 +157,12 @@ def compare(
     tick: Callable[[], None],
     warm_up: Sequence[Task] | None = None,
 ) -> Report:
-    """Measure every task, the start and the bandwidth `pairs` times, alternating the programs.
+    """Measure every task and the start `pairs` times, alternating the programs.
 
-    The bandwidth is measured before each task, since a shared machine's may double within a minute.
-    `max_length` is the model's context; `tick` is called after each of `num_steps` measurements; `warm_up` is run
-    before, once, and is all tasks unless said otherwise. Raises InputError for tasks that do not fit the context,
-    GemmaryError for what a program raises and for one that ends before it answers.
+    The bandwidth is measured before each task, since a shared machine's may double within a minute. `max_length` is the
+    model's context; `tick` is called `num_steps` times; `warm_up` is run before, once, and is all tasks unless said
+    otherwise. Raises InputError for tasks that do not fit the context, GemmaryError for what a program raises and for
+    one that ends before it answers.
 
     >>> sizes = {"vocab_size": 288, "max_length": 8, "pairs": 1, "num_threads": 1}
     >>> [row.label for row in compare({}, [], **sizes, tick=lambda: None).rows]

@@ -66,10 +66,10 @@ def token_log_probs(
 def _judged(
     x: Float[Array, "C D"], head: Float[Array, "V D"], targets: Int[Array, "C"], cap: float | None
 ) -> tuple[Float[Array, "C"], Float[Array, "C V"], Float[Array, "C 1"]]:
-    """Log-probabilities of one chunk's targets; and p - 1 of the target and p of all others, times a row's factor.
+    """Log-probabilities of one chunk's targets; slopes, and what to multiply a row of them by.
 
-    That is the negative of their gradient by the product of x and the head. A pass over (C, V) numbers costs PyTorch a
-    fifth of a product, so there are few.
+    Together they are the negative gradient by the product of x and the head: p - 1 of the target and p of all others,
+    times the soft cap's slope. A pass over (C, V) numbers costs PyTorch a fifth of a product, so there are few.
     """
     logits = softcap(ops.cast(ops.matmul(x, ops.transpose(head)), "float32"), cap)
     at = ops.expand_dims(targets, -1)

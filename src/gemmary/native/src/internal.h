@@ -111,7 +111,7 @@ void gemmary_matrix_row(const Matrix *m, size_t row, float *out);
 size_t gemmary_matrix_bytes(const Matrix *m);
 
 /* memory.c */
-void *gemmary_pages(size_t bytes, bool is_whole); /* zeroed, huge where all of it is used; NULL: no memory */
+void *gemmary_pages(size_t bytes, bool is_whole); /* zeroed, huge unless a part may do; NULL: no memory */
 void gemmary_pages_free(void *pages, size_t bytes);
 
 /* threads.c */

@@ -28,6 +28,8 @@ void *gemmary_pages(size_t bytes, bool is_whole) {
         start += before;
 #ifdef MADV_HUGEPAGE
         madvise(start, size, is_whole ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
+#else
+        (void)is_whole;
 #endif
     }
     return start;
