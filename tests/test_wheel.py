@@ -20,7 +20,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from the checkout as it is."""
     folder = tmp_path_factory.mktemp("wheel")
     build = f"build-dir={folder / 'build'}"
-    run(sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", str(folder), "-C", build, str(ROOT))
+    run(sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", str(folder), f"--config-settings={build}", str(ROOT))
     [path] = folder.glob("*.whl")
     return path
 
