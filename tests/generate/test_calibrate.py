@@ -50,7 +50,7 @@ def test_inputs_are_those_of_the_formula(
     sums: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(()))
     times = reference._times
 
-    def noted(x: np.ndarray, matrix: np.ndarray, rounds: bool) -> np.ndarray:
+    def noted(x: np.ndarray, matrix: np.ndarray, rounds: int) -> np.ndarray:
         sums[names[id(matrix)]] = sums[names[id(matrix)]] + np.square(x).sum(axis=0)
         return times(x, matrix, rounds)
 
@@ -58,7 +58,7 @@ def test_inputs_are_those_of_the_formula(
     ids = np.random.default_rng(5).integers(0, 50, 33).tolist()
     windows = [ids[:16], ids[16:32], ids[32:]]
     for window in windows:
-        reference.logits(config, arrays, window, rounds=False)
+        reference.logits(config, arrays, window, reference.Rounds.NOTHING)
     found = input_squares(checkpoint, windows)
     assert found.keys() == sums.keys() - {"embedding"} == alike(config).keys()
     for path, squares in found.items():

@@ -30,7 +30,7 @@ static int64_t or_any(Input *in, int64_t fits) {
 }
 
 static gemmary_config config_of(Input *in, int32_t windows[LAYERS]) {
-    static const char *const kernels[] = {NULL, "portable", "avx2", "avx512", "i8mm", "dotprod", "neon", "none"};
+    static const char *const kernels[] = {NULL, "portable", "avx2", "avx512", "avx512bf16", "i8mm", "dotprod", "neon", "none"};
     static const int32_t dims[] = {256, 20, 512, 32};
     gemmary_config c = {
         .abi = GEMMARY_ABI, .vocab_size = size(in, 70), .num_layers = size(in, LAYERS), .model_dim = dims[byte(in) % 4],

@@ -11,9 +11,10 @@ import pytest
 HERE = Path(__file__).parent
 SOURCES = HERE.parents[1] / "src" / "gemmary" / "native" / "src"
 PROGRAMS = ("exercise", "exercise_tokens", "fuzz_open")
-FLAGS = {
-    "kernels_avx2": "-mavx2 -mfma -mf16c",
-    "kernels_avx512": "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni",
+AVX512 = "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni"
+SETS = {  # of options that a source is built with, where it is not built without any
+    "kernels_avx2": ["-mavx2 -mfma -mf16c"],
+    "kernels_avx512": [AVX512, AVX512 + " -mavx512bf16"],
 }
 
 
@@ -26,19 +27,17 @@ def test_a_sanitizer_finds_nothing(sanitizer: str, tmp_path: Path) -> None:
     if compiler is None or platform.machine() != "x86_64":
         pytest.skip("needs a C compiler on x86-64")
     effort = "-O0" if clang else "-O1"  # clang takes a quarter of an hour for what it then unrolls
-    common = f"-std=c11 -g {effort} -fopenmp-simd -DGEMMARY_X86 -DRANDOM_INPUTS=500 -fsanitize={sanitizer}".split()
-    common.append("-fno-sanitize-recover=all")
+    common = f"-std=c11 -g {effort} -fopenmp-simd -fsanitize={sanitizer} -fno-sanitize-recover=all".split()
+    common += ["-DGEMMARY_X86", "-DGEMMARY_AVX512BF16", "-DRANDOM_INPUTS=500"]
     programs = [each for each in PROGRAMS if sanitizer != "thread" or each != "fuzz_open"]  # which has one thread
-    compiled: dict[str, str] = {}
-    for source in [*SOURCES.glob("*.c"), *(HERE / f"{program}.c" for program in programs)]:
-        if source.stem == "kernels_neon":
-            continue
-        compiled[source.stem] = str(tmp_path / f"{source.stem}.o")
-        flags = [*common, *FLAGS.get(source.stem, "").split(), f"-I{SOURCES}"]
-        subprocess.run([compiler, *flags, "-c", str(source), "-o", compiled[source.stem]], check=True)
-    objects = [path for stem, path in compiled.items() if stem not in PROGRAMS]
+    objects: list[str] = []
+    for source in SOURCES.glob("*.c"):
+        for options in SETS.get(source.stem, [""] if source.stem != "kernels_neon" else []):
+            objects.append(str(tmp_path / f"{len(objects)}.o"))
+            subprocess.run([compiler, *common, *options.split(), "-c", str(source), "-o", objects[-1]], check=True)
     for program in programs:
         binary = str(tmp_path / program)
-        subprocess.run([compiler, *common, compiled[program], *objects, "-lm", "-lpthread", "-o", binary], check=True)
+        command = [compiler, *common, f"-I{SOURCES}", str(HERE / f"{program}.c"), *objects, "-lm", "-lpthread"]
+        subprocess.run([*command, "-o", binary], check=True)
         done = subprocess.run([binary], capture_output=True, text=True)
         assert done.returncode == 0, program + done.stdout[-2000:] + done.stderr[-4000:]

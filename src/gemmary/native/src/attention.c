@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Attention over the rings. Both of its products are a few rows of float32 times bfloat16 rows of 16:
+ * Attention over the rings. Both of its products are a few rows of float32 times bfloat16 rows of 16, and where an
+ * instruction multiplies bfloat16 (Kernels.halve) the few rows are rounded to it too:
  *
  *     scores [row][16 positions] = query [row][H] · keys [H][16 positions]      a block of 16 positions at a time
  *     out    [row][16 numbers]   = shares [row][S] · values [S][16 numbers]     a strip of 16 numbers at a time
@@ -35,12 +36,12 @@ void gemmary_store(const gemmary_model *m, const Ring *ring, size_t slot, size_t
     size_t place = position % ring->length;
     for (size_t head = 0; head < kv_heads; head++) {
         size_t start = (slot * kv_heads + head) * ring_numbers(m, ring->length);
-        uint16_t *k = ring->keys + start + place / BLOCK * BLOCK * m->head_width + place % BLOCK;
-        uint16_t *v = ring->values + start + place * BLOCK;
-        for (size_t h = 0; h < head_dim; h++) k[h * BLOCK] = to_bf16(keys[head * head_dim + h]);
+        uint16_t *k = ring->keys + start + place / BLOCK * BLOCK * m->head_width + place % BLOCK * 2;
+        uint16_t *v = ring->values + start + place / 2 * 2 * BLOCK + place % 2;
+        for (size_t h = 0; h < head_dim; h++) k[h / 2 * 2 * BLOCK + h % 2] = to_bf16(keys[head * head_dim + h]);
         for (size_t h = 0; h < head_dim; h += BLOCK)
             for (size_t i = 0; i < BLOCK && h + i < head_dim; i++)
-                v[h * ring->length + i] = to_bf16(values[head * head_dim + h + i]);
+                v[h * ring->length + 2 * i] = to_bf16(values[head * head_dim + h + i]);
     }
 }
 
@@ -79,8 +80,10 @@ void gemmary_attend(const gemmary_model *m, const Layer *layer, const gemmary_ch
     float *q = own, *o = q + TILE_ROWS * width, *scores = o + TILE_ROWS * width;
     size_t head = ((size_t)chunk->slot * (size_t)m->config.num_kv_heads + kv_head) * ring_numbers(m, ring->length);
 
-    for (size_t i = 0; i < rows; i++)
+    for (size_t i = 0; i < rows; i++) {
         memcpy(q + i * dim, queries + row_start(m, tile->first + i, kv_head, query_stride), dim * sizeof *q);
+        if (m->kernels->halve) m->kernels->halve(q + i * dim, dim);
+    }
     for (size_t b = 0; b < blocks; b++) {
         const uint16_t *keys = ring->keys + head + (block + b) % ring_blocks * BLOCK * width;
         m->kernels->mix(scores + b * BLOCK, stride, q, dim, keys, rows, dim, false);
@@ -89,6 +92,7 @@ void gemmary_attend(const gemmary_model *m, const Layer *layer, const gemmary_ch
     for (size_t i = 0; i < rows; i++) {
         size_t position = start + (tile->first + i) / m->group_heads;
         sums[i] = shares(m, layer->window, position, block * BLOCK, scores + i * stride, stride);
+        if (m->kernels->halve) m->kernels->halve(scores + i * stride, stride);
     }
     for (size_t b = 0, count; b < blocks; b += count) { /* runs of the ring: to its end, and on from its beginning */
         size_t place = (block + b) % ring_blocks;

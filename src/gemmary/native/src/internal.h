@@ -84,8 +84,9 @@ typedef struct {
      * num_rows <= tile_rows, lanes divides row */
     void (*tile)(const Matrix *w, const Panel *panel, size_t group, size_t count, const Activations *x, size_t row,
                  size_t num_rows, float *y, size_t stride);
-    /* c[m][16] (+)= a[m][k] * b[k][16], b in bfloat16; ldc and lda in elements, rows of b follow each other */
+    /* c[m][16] (+)= a[m][k] * b[k][16], b in bfloat16 as [k / 2][16][2]; ldc and lda in elements */
     void (*mix)(float *c, size_t ldc, const float *a, size_t lda, const uint16_t *b, size_t m, size_t k, bool adds);
+    void (*halve)(float *a, size_t n); /* a row of a for mix: pairs of bfloat16, each where its first was; or NULL */
     /* row operations on n numbers */
     void (*norm)(float *out, const float *x, const float *scale, size_t n, float eps);
     void (*norm_add)(float *x, const float *y, const float *scale, size_t n, float eps); /* scale may be NULL: x += y */
@@ -100,7 +101,8 @@ typedef struct {
     void (*spread)(const Matrix *w, size_t block, const float *means, const float *energies, float *mean, float *root);
 } Kernels;
 
-extern const Kernels gemmary_portable, gemmary_avx2, gemmary_avx512, gemmary_neon, gemmary_dotprod, gemmary_i8mm;
+extern const Kernels gemmary_portable, gemmary_avx2, gemmary_avx512, gemmary_avx512bf16;
+extern const Kernels gemmary_neon, gemmary_dotprod, gemmary_i8mm;
 const Kernels *gemmary_find_kernels(const char *name); /* NULL finds the best; returns NULL when there is none */
 
 /* weights.c */

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Kernels for x86 with AVX-512 and VNNI: one register holds four codes of each of 16 rows, one instruction multiplies
- * them by four activations and adds. */
+ * Kernels for x86 with AVX-512 and VNNI, built twice from this text, the second time for processors that multiply
+ * bfloat16 too. One register holds four codes of each of 16 rows, one instruction multiplies them by four activations
+ * and adds. */
 #include <immintrin.h>
 
 #include "rows.h"
@@ -15,7 +16,11 @@ enum { TOKENS = 8 }; /* of a tile, and lanes of its activations: one address and
 static bool runs_here(void) {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512vnni");
+           __builtin_cpu_supports("avx512vnni")
+#ifdef __AVX512BF16__
+           && __builtin_cpu_supports("avx512bf16")
+#endif
+        ;
 }
 
 INLINE Ints load(const void *p) { return _mm512_loadu_si512(p); }
@@ -233,17 +238,39 @@ static void tile(const Matrix *w, const Panel *panel, size_t group, size_t count
     }
 }
 
-INLINE Floats wide(const uint16_t *b) { /* 16 bfloat16 */
-    __m256i halves = _mm256_loadu_si256((const __m256i *)b);
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+#ifdef __AVX512BF16__
+
+static void halve(float *a, size_t n) {
+    for (size_t i = 0; i < n; i += 16) {
+        const __mmask16 is_given = n - i < 16 ? (__mmask16)((1u << (n - i)) - 1) : (__mmask16)0xffff;
+        Ints pairs = _mm512_cvtepu32_epi64((__m256i)_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(is_given, a + i)));
+        _mm512_mask_storeu_epi32(a + i, is_given, pairs);
+    }
 }
+
+/* sum + a[0] * b[..][0] + a[1] * b[..][1], for 16 pairs of bfloat16 in b and one where a begins */
+INLINE Floats added_pair(Floats sum, const float *a, Ints b) {
+    int32_t pair;
+    memcpy(&pair, a, 4);
+    return _mm512_dpbf16_ps(sum, (__m512bh)b, (__m512bh)_mm512_set1_epi32(pair));
+}
+
+#else
+
+INLINE Floats added_pair(Floats sum, const float *a, Ints b) { /* the same, two float32 in a */
+    Floats first = _mm512_castsi512_ps(_mm512_slli_epi32(b, 16));
+    Floats second = _mm512_castsi512_ps(_mm512_and_si512(b, _mm512_set1_epi32((int)0xffff0000)));
+    return _mm512_fmadd_ps(_mm512_set1_ps(a[1]), second, _mm512_fmadd_ps(_mm512_set1_ps(a[0]), first, sum));
+}
+
+#endif
 
 INLINE void mix_of(float *c, size_t ldc, const float *a, size_t lda, const uint16_t *b, int m, size_t k, bool adds) {
     Floats sums[12];
     UNROLL for (int i = 0; i < m; i++) sums[i] = adds ? _mm512_loadu_ps(c + (size_t)i * ldc) : _mm512_setzero_ps();
-    for (size_t j = 0; j < k; j++) {
-        Floats row = wide(b + j * BLOCK);
-        UNROLL for (int i = 0; i < m; i++) sums[i] = _mm512_fmadd_ps(_mm512_set1_ps(a[(size_t)i * lda + j]), row, sums[i]);
+    for (size_t j = 0; j < k; j += 2) {
+        Ints pairs = load(b + j * BLOCK);
+        UNROLL for (int i = 0; i < m; i++) sums[i] = added_pair(sums[i], a + (size_t)i * lda + j, pairs);
     }
     UNROLL for (int i = 0; i < m; i++) _mm512_storeu_ps(c + (size_t)i * ldc, sums[i]);
 }
@@ -264,6 +291,12 @@ static void mix(float *c, size_t ldc, const float *a, size_t lda, const uint16_t
     }
 }
 
+#ifdef __AVX512BF16__
+const Kernels gemmary_avx512bf16 = {
+    .name = "avx512bf16", .halve = halve,
+#else
 const Kernels gemmary_avx512 = {
-    .name = "avx512", .runs_here = runs_here, .tile_rows = TOKENS, .lanes = TOKENS, .matvec = matvec,
-    .unpack = unpack, .tile = tile, .mix = mix, .quantize = quantize, ROW_KERNELS};
+    .name = "avx512",
+#endif
+    .runs_here = runs_here, .tile_rows = TOKENS, .lanes = TOKENS, .matvec = matvec, .unpack = unpack, .tile = tile,
+    .mix = mix, .quantize = quantize, ROW_KERNELS};

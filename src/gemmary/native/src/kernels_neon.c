@@ -235,10 +235,15 @@ INLINE void mix_of(float *c, size_t ldc, const float *a, size_t lda, const uint1
     Floats sums[4][4];
     UNROLL for (int i = 0; i < m; i++)
         UNROLL for (int j = 0; j < 4; j++) sums[i][j] = adds ? vld1q_f32(c + (size_t)i * ldc + 4 * j) : vdupq_n_f32(0);
-    for (size_t at = 0; at < k; at++)
+    for (size_t at = 0; at < k; at += 2)
         UNROLL for (int j = 0; j < 4; j++) { /* a bfloat16 is the upper half of a float */
-            Floats row = vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(b + at * BLOCK + 4 * j), 16));
-            UNROLL for (int i = 0; i < m; i++) sums[i][j] = vfmaq_n_f32(sums[i][j], row, a[(size_t)i * lda + at]);
+            uint32x4_t pairs = vreinterpretq_u32_u16(vld1q_u16(b + at * BLOCK + 8 * j));
+            Floats first = vreinterpretq_f32_u32(vshlq_n_u32(pairs, 16));
+            Floats second = vreinterpretq_f32_u32(vandq_u32(pairs, vdupq_n_u32(0xffff0000)));
+            UNROLL for (int i = 0; i < m; i++) {
+                const float *pair = a + (size_t)i * lda + at;
+                sums[i][j] = vfmaq_n_f32(vfmaq_n_f32(sums[i][j], first, pair[0]), second, pair[1]);
+            }
         }
     UNROLL for (int i = 0; i < m; i++)
         UNROLL for (int j = 0; j < 4; j++) vst1q_f32(c + (size_t)i * ldc + 4 * j, sums[i][j]);

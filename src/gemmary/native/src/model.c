@@ -6,6 +6,9 @@
 #include "model.h"
 
 static const Kernels *const KERNELS[] = {
+#ifdef GEMMARY_AVX512BF16
+    &gemmary_avx512bf16,
+#endif
 #ifdef GEMMARY_X86
     &gemmary_avx512, &gemmary_avx2,
 #elif defined(GEMMARY_ARM)

@@ -7,8 +7,8 @@
 
 typedef struct { /* keys and values of one layer, bfloat16, laid out so that 16 positions or numbers are one vector */
     size_t length;    /* positions, a multiple of 16; position p stands at p % length */
-    uint16_t *keys;   /* [slot][kv head][length / 16][H][16 positions] */
-    uint16_t *values; /* [slot][kv head][H / 16][length][16 numbers] */
+    uint16_t *keys;   /* [slot][kv head][length / 16][H / 2][16 positions][2] */
+    uint16_t *values; /* [slot][kv head][H / 16][length / 2][16 numbers][2] */
 } Ring;
 
 typedef struct {
