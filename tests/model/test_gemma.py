@@ -98,6 +98,12 @@ def test_two_layers_at_full_width_are_those_of_transformers(name: str, reference
     np.testing.assert_allclose(logits / scale, expected / scale, rtol=0, atol=1e-5)
 
 
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="only JAX's default is less, on a GPU or TPU")
+def test_products_of_float32_are_float32_on_every_device() -> None:
+    run = compile_pure(lambda _, x: ops.matmul(x, x))
+    assert "HIGHEST, HIGHEST" in run.lower(0, ops.ones((2, 2))).as_text()
+
+
 def test_a_window_counts_the_token_itself() -> None:
     positions = np.arange(5, dtype=np.int32)[None]
     assert drawn(attention_mask(positions, positions, 3)[0]) == ["#....", "##...", "###..", ".###.", "..###"]
@@ -154,7 +160,7 @@ def test_only_what_a_token_sees_changes_its_logits(window: int | None, tiny: Map
 
 
 def drawn(matrix: Any) -> list[str]:
-    return ["".join("#" if each else "." for each in row) for row in np.asarray(matrix)]
+    return ["".join("#" if each else "." for each in row) for row in ops.convert_to_numpy(matrix)]
 
 
 def test_packed_rows_equal_single_ones(features: GemmaConfig, random_checkpoint: Callable[..., Checkpoint]) -> None:

@@ -11,6 +11,7 @@ afterwards, so a pass reads the cache and changes nothing; padding is never writ
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import keras
@@ -95,9 +96,13 @@ def write(cache: Sequence[Pair], fresh: Sequence[Pair], span: Span) -> list[Pair
     >>> [float(key[0]) for key in write(cache, fresh, span)[0][0][0, 0]]  # positions 2 and 3 stand at 2 and 0
     [1.0, 0.0, 1.0]
     """
-    put = _put_in_place if keras.backend.backend() == "torch" else _put
+    if keras.backend.backend() == "torch":
+        places = list(zip(span.slots.tolist(), span.starts.tolist(), span.counts.tolist(), strict=True))
+        put = partial(_put_in_place, places=places)
+    else:
+        put = partial(_put, span=span)
     pairs = zip(cache, fresh, strict=True)
-    return [(put(keys, k, span), put(values, v, span)) for (keys, values), (k, v) in pairs]
+    return [(put(keys, k), put(values, v)) for (keys, values), (k, v) in pairs]
 
 
 def _put(store: Float[Array, "slots K R H"], fresh: Float[Array, "B K T H"], span: Span) -> Float[Array, "slots K R H"]:
@@ -119,10 +124,9 @@ def _put(store: Float[Array, "slots K R H"], fresh: Float[Array, "B K T H"], spa
 
 
 def _put_in_place(
-    store: Float[Array, "slots K R H"], fresh: Float[Array, "B K T H"], span: Span
+    store: Float[Array, "slots K R H"], fresh: Float[Array, "B K T H"], places: Sequence[tuple[int, int, int]]
 ) -> Float[Array, "slots K R H"]:
     size = store.shape[2]
-    places = zip(span.slots.tolist(), span.starts.tolist(), span.counts.tolist(), strict=True)
     for row, (slot, start, count) in enumerate(places):
         for first in range(max(0, count - size), count, size):  # of more than fits, the last
             at = (start + first) % size
