@@ -126,6 +126,8 @@ void gemmary_team_run(Team *team, Work *work, void *context); /* the caller is t
 void gemmary_team_wait(Team *team);                           /* until all threads of a run are here */
 size_t gemmary_team_take(Team *team, size_t count, size_t *index, size_t total); /* next share of a loop, 0 at its end */
 
+#define INLINE static inline __attribute__((always_inline))
+
 #if defined(__clang__)
 #define UNROLL _Pragma("unroll")
 #elif defined(__GNUC__)

@@ -13,8 +13,6 @@
 
 #include "rows.h"
 
-#define INLINE static inline __attribute__((always_inline))
-
 typedef __m256i Ints;
 typedef __m256 Floats;
 

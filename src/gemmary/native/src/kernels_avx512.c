@@ -6,8 +6,6 @@
 
 #include "rows.h"
 
-#define INLINE static inline __attribute__((always_inline))
-
 typedef __m512i Ints;
 typedef __m512 Floats;
 

@@ -12,8 +12,6 @@
 
 #include "rows.h"
 
-#define INLINE static inline __attribute__((always_inline))
-
 typedef int32x4_t Ints;
 typedef float32x4_t Floats;
 

@@ -99,7 +99,7 @@ static void fifth_bits(const uint8_t *high, uint8_t *codes) { /* bit i of four b
     for (int i = 0; i < GROUP; i++) codes[i] |= (high[i / 8] >> (i % 8) & 1) << 4;
 }
 
-static void codes_of_super(gemmary_type type, const uint8_t *block, size_t group, uint8_t *codes) {
+INLINE void codes_of_super(gemmary_type type, const uint8_t *block, size_t group, uint8_t *codes) {
     const uint8_t *high = type == GEMMARY_Q6_K ? block + 128 + group / 4 * 32 : block + 16;
     const uint8_t *q = type == GEMMARY_Q6_K ? block + group / 4 * 64 + group % 2 * 32
                                             : block + (type == GEMMARY_Q5_K ? 48 : 16) + group / 2 * 32;
@@ -120,10 +120,10 @@ static void scales_of_super(const uint8_t *packed, size_t group, uint8_t *s, uin
 
 /* The codes of one group of one row, from its block in the file, and its scales put at row r of the packed group; not
  * of Q4_0, whose groups pack_nibbles reads and packs at once. */
-static inline void read_group(const Matrix *m, const uint8_t *block, size_t group, size_t r, uint8_t *codes,
-                              uint8_t *packed) {
+INLINE void read_group(const Matrix *m, gemmary_type type, const uint8_t *block, size_t group, size_t r, uint8_t *codes,
+                       uint8_t *packed) {
     uint8_t *super = packed - m->packing.super_bytes; /* written with the first group of 8 */
-    switch (m->type) {
+    switch (type) {
     case GEMMARY_Q5_0:
     case GEMMARY_Q4_1:
     case GEMMARY_Q5_1: {
@@ -140,7 +140,7 @@ static inline void read_group(const Matrix *m, const uint8_t *block, size_t grou
         break;
     case GEMMARY_Q4_K:
     case GEMMARY_Q5_K:
-        codes_of_super(m->type, block, group % 8, codes);
+        codes_of_super(type, block, group % 8, codes);
         scales_of_super(block + 4, group % 8, packed + r, packed + 16 + r);
         if (group % 8 == 0) {
             memcpy(super + 2 * r, block, 2);
@@ -148,20 +148,20 @@ static inline void read_group(const Matrix *m, const uint8_t *block, size_t grou
         }
         break;
     case GEMMARY_Q6_K:
-        codes_of_super(m->type, block, group % 8, codes);
+        codes_of_super(type, block, group % 8, codes);
         packed[r] = block[192 + group % 8 * 2];
         packed[16 + r] = block[192 + group % 8 * 2 + 1];
         if (group % 8 == 0) memcpy(super + 2 * r, block + 208, 2);
         break;
     default: { /* floats; the last group of a row may be short */
         size_t first = group * GROUP, n = m->columns - first < GROUP ? m->columns - first : GROUP;
-        quantize_floats(m->type, block, n, codes, packed + 2 * r);
+        quantize_floats(type, block, n, codes, packed + 2 * r);
     }
     }
 }
 
 /* Put the codes of row r into the planes; four codes are worked on at once as the bytes of one number. */
-static inline void pack_group(unsigned bits, size_t r, const uint8_t *codes, uint8_t *base, uint8_t *extra) {
+INLINE void pack_group(unsigned bits, size_t r, const uint8_t *codes, uint8_t *base, uint8_t *extra) {
     uint32_t quads[QUADS], low, high, rest[4] = {0};
     memcpy(quads, codes, GROUP);
     for (size_t i = 0; i < 4; i++) {
@@ -176,7 +176,7 @@ static inline void pack_group(unsigned bits, size_t r, const uint8_t *codes, uin
 }
 
 /* Both for a block of Q4_0, whose nibbles need not be codes on the way: a scale, then 16 bytes. */
-static inline void pack_nibbles(const Matrix *m, const uint8_t *block, size_t r, uint8_t *packed) {
+static inline void pack_nibbles(const uint8_t *block, size_t r, uint8_t *packed) {
     const uint32_t low = 0x0f0f0f0f;
     uint32_t quads[4], out[4];
     memcpy(packed + 2 * r, block, 2);
@@ -185,42 +185,58 @@ static inline void pack_nibbles(const Matrix *m, const uint8_t *block, size_t r,
         out[i] = (quads[2 * i] & low) | (quads[2 * i + 1] & low) << 4;
         out[2 + i] = (quads[2 * i] >> 4 & low) | (quads[2 * i + 1] & ~low);
     }
-    for (size_t i = 0; i < 4; i++) memcpy(packed + m->packing.scale_bytes + i * VECTOR + 4 * r, &out[i], 4);
+    for (size_t i = 0; i < 4; i++) memcpy(packed + 32 + i * VECTOR + 4 * r, &out[i], 4);
 }
 
 static bool is_finite(const uint8_t *half) { return (half[1] & 0x7c) != 0x7c; }
 
-/* Whether the factors of row r are finite; the codes always are. */
-static bool is_sound(const Matrix *m, size_t block, size_t group, size_t r) {
-    const uint8_t *at = m->packing.super_bytes ? matrix_super(m, block, group) : matrix_group(m, block, group);
-    return is_finite(at + 2 * r) && (!has_minimum(&m->packing) || is_finite(at + 2 * BLOCK + 2 * r));
+/* One row of a file's bytes; the type and its extra bits are constants. False: not finite */
+INLINE bool fill_row(const Matrix *m, gemmary_type type, unsigned bits, size_t block, size_t r, const uint8_t *source) {
+    const Format *format = format_of(type);
+    const size_t steps = format->length > GROUP ? format->length / GROUP : 1; /* groups of a block in the file */
+    const size_t step = format->length > GROUP ? format->bytes : GROUP / format->length * format->bytes;
+    const size_t scale_bytes = m->packing.scale_bytes, super_bytes = m->packing.super_bytes;
+    uint8_t codes[GROUP], *packed = (uint8_t *)matrix_group(m, block, 0), *extra = (uint8_t *)matrix_extra(m, block, 0);
+    bool sound = true;
+    for (size_t group = 0, left = steps; group < m->groups; group++) {
+        if (type == GEMMARY_Q4_0) {
+            pack_nibbles(source, r, packed);
+        } else {
+            read_group(m, type, source, group, r, codes, packed);
+            pack_group(bits, r, codes, packed + scale_bytes, bits ? extra + group * bits * VECTOR : NULL);
+        }
+        if (group % 8 == 0 || !super_bytes) { /* the factors; the codes are always finite */
+            const uint8_t *factors = packed - super_bytes + 2 * r;
+            sound = is_finite(factors) && (!has_minimum(&m->packing) || is_finite(factors + 2 * BLOCK)) && sound;
+        }
+        packed += scale_bytes + 4 * VECTOR + (group % 8 == 7 ? super_bytes : 0);
+        if (!--left && group + 1 < m->groups) {
+            source += step;
+            left = steps;
+        }
+    }
+    return sound;
 }
 
 bool gemmary_matrix_fill(const Matrix *m, size_t first, size_t rows, const uint8_t *bytes) {
-    const Format *format = format_of(m->type);
-    const size_t row_bytes = gemmary_row_bytes(m->type, m->columns), row_groups = m->groups;
-    const size_t steps = format->length > GROUP ? format->length / GROUP : 1; /* groups of a block in the file */
-    const size_t step = format->length > GROUP ? format->bytes : GROUP / format->length * format->bytes;
-    uint8_t codes[GROUP];
+    const size_t row_bytes = gemmary_row_bytes(m->type, m->columns);
     bool sound = true;
-    for (size_t i = 0; i < rows; i++) {
-        size_t block = (first + i) / BLOCK, r = (first + i) % BLOCK, left = steps;
-        const uint8_t *source = bytes + i * row_bytes;
-        for (size_t group = 0; group < row_groups; group++) {
-            uint8_t *packed = (uint8_t *)matrix_group(m, block, group);
-            if (m->type == GEMMARY_Q4_0) {
-                pack_nibbles(m, source, r, packed);
-            } else {
-                read_group(m, source, group, r, codes, packed);
-                pack_group(m->packing.extra_bits, r, codes, packed + m->packing.scale_bytes,
-                           (uint8_t *)matrix_extra(m, block, group));
-            }
-            if (!--left && group + 1 < row_groups) {
-                source += step;
-                left = steps;
-            }
-            sound = sound && is_sound(m, block, group, r);
+    for (size_t row = first; row < first + rows; row++, bytes += row_bytes) {
+        bool is_sound_row;
+#define FILL(type, bits) \
+    case type: is_sound_row = fill_row(m, type, bits, row / BLOCK, row % BLOCK, bytes); break;
+        switch (m->type) {
+            FILL(GEMMARY_Q4_0, 0)
+            FILL(GEMMARY_Q4_1, 0)
+            FILL(GEMMARY_Q5_0, 1)
+            FILL(GEMMARY_Q5_1, 1)
+            FILL(GEMMARY_Q8_0, 4)
+            FILL(GEMMARY_Q4_K, 0)
+            FILL(GEMMARY_Q5_K, 1)
+            FILL(GEMMARY_Q6_K, 2)
+        default: is_sound_row = fill_row(m, m->type, 4, row / BLOCK, row % BLOCK, bytes);
         }
+        sound = is_sound_row && sound;
     }
     return sound;
 }
