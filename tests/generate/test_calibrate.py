@@ -50,7 +50,7 @@ def test_inputs_are_those_of_the_formula(
     sums: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(()))
     times = reference._times
 
-    def noted(x: np.ndarray, matrix: np.ndarray, rounds: int) -> np.ndarray:
+    def noted(x: np.ndarray, matrix: np.ndarray, rounds: reference.Rounds) -> np.ndarray:
         sums[names[id(matrix)]] = sums[names[id(matrix)]] + np.square(x).sum(axis=0)
         return times(x, matrix, rounds)
 

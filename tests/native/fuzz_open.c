@@ -30,7 +30,8 @@ static int64_t or_any(Input *in, int64_t fits) {
 }
 
 static gemmary_config config_of(Input *in, int32_t windows[LAYERS]) {
-    static const char *const kernels[] = {NULL, "portable", "avx2", "avx512", "avx512bf16", "i8mm", "dotprod", "neon", "none"};
+    static const char *const kernels[] = {NULL,         "portable", "avx2",    "avx512",
+                                          "avx512bf16", "i8mm",     "dotprod", "neon",   "none"};
     static const int32_t dims[] = {256, 20, 512, 32};
     gemmary_config c = {
         .abi = GEMMARY_ABI, .vocab_size = size(in, 70), .num_layers = size(in, LAYERS), .model_dim = dims[byte(in) % 4],
@@ -39,7 +40,7 @@ static gemmary_config config_of(Input *in, int32_t windows[LAYERS]) {
         .query_scale = 0.3f, .rope_base = 1e6f, .rope_base_local = 1e4f, .rope_scale = 8,
         .attn_softcap = byte(in) % 2 ? 50 : 0, .final_softcap = byte(in) % 2 ? 30 : 0, .num_slots = size(in, SLOTS),
         .max_length = size(in, 60), .chunk_length = size(in, 20), .num_threads = size(in, 2), .windows = windows,
-        .kernels = kernels[byte(in) % 8]};
+        .kernels = kernels[byte(in) % (sizeof kernels / sizeof *kernels)]};
     c.num_heads = c.num_kv_heads * size(in, 3);
     for (int i = 0; i < LAYERS; i++) windows[i] = (int32_t)or_any(in, byte(in) % 20);
     size_t field = (size_t)byte(in); /* of the numbers, which stand before the pointers: one becomes anything */

@@ -52,6 +52,19 @@ def test_logits_are_those_of_the_formula(name: str, kernels: str, make_tiny: Cal
     assert_close(run(model, IDS, 8), np.concatenate([expected[7::8], expected[-1:]]))
 
 
+@pytest.mark.parametrize("generation", ["gemma1", "gemma2", "gemma3"])
+def test_queries_are_rounded_by_the_kernels_that_say_so(
+    generation: str, kernels: str, make_tiny: Callable[..., Any]
+) -> None:
+    tiny = make_tiny(generation)
+    found = run(tiny.open(kernels=kernels), IDS, 1)
+    errors = {
+        rounds: np.median(np.abs(found - reference.logits(tiny.config, tiny.arrays, IDS, rounds)))
+        for rounds in (reference.Rounds.OPERANDS, reference.Rounds.QUERIES)
+    }
+    assert min(errors, key=errors.__getitem__) == rounds_of(kernels)
+
+
 @pytest.mark.parametrize("kind", [*QUANTIZED, BlockType.F32, BlockType.F16, BlockType.BF16], ids=lambda kind: kind.name)
 def test_every_block_format_means_what_its_bytes_say(
     kind: BlockType, kernels: str, make_tiny: Callable[..., Any]

@@ -14,7 +14,7 @@ PROGRAMS = ("exercise", "exercise_tokens", "fuzz_open")
 AVX512 = "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni"
 SETS = {  # of options that a source is built with, where it is not built without any
     "kernels_avx2": ["-mavx2 -mfma -mf16c"],
-    "kernels_avx512": [AVX512, AVX512 + " -mavx512bf16"],
+    "kernels_avx512": [AVX512, AVX512 + " -mavx512bf16 -DGEMMARY_HALVES"],
 }
 
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Attention over the rings. Both of its products are a few rows of float32 times bfloat16 rows of 16, and where an
- * instruction multiplies bfloat16 (Kernels.halve) the few rows are rounded to it too:
+ * Attention over the rings. Both of its products are a few rows of float32 times bfloat16 rows of 16, each two of them
+ * interleaved; where an instruction multiplies bfloat16 (Kernels.halve) the few rows are rounded to it too:
  *
  *     scores [row][16 positions] = query [row][H] · keys [H][16 positions]      a block of 16 positions at a time
  *     out    [row][16 numbers]   = shares [row][S] · values [S][16 numbers]     a strip of 16 numbers at a time

@@ -84,7 +84,8 @@ typedef struct {
      * num_rows <= tile_rows, lanes divides row */
     void (*tile)(const Matrix *w, const Panel *panel, size_t group, size_t count, const Activations *x, size_t row,
                  size_t num_rows, float *y, size_t stride);
-    /* c[m][16] (+)= a[m][k] * b[k][16], b in bfloat16 as [k / 2][16][2]; ldc and lda in elements */
+    /* c[m][16] (+)= a[m][k] * b[k][16], k even, a as `halve` leaves it, b in bfloat16 as [k / 2][16][2]; ldc and lda in
+     * elements */
     void (*mix)(float *c, size_t ldc, const float *a, size_t lda, const uint16_t *b, size_t m, size_t k, bool adds);
     void (*halve)(float *a, size_t n); /* a row of a for mix: pairs of bfloat16, each where its first was; or NULL */
     /* row operations on n numbers */

@@ -236,7 +236,8 @@ static void tile(const Matrix *w, const Panel *panel, size_t group, size_t count
     }
 }
 
-INLINE Floats one_of(Ints pairs, int i) { /* of bfloat16, the upper halves of floats */
+/* The first or the second of each pair of bfloat16, which are the upper halves of floats. */
+INLINE Floats one_of(Ints pairs, int i) {
     const Ints upper = _mm256_set1_epi32((int)0xffff0000);
     return _mm256_castsi256_ps(i ? _mm256_and_si256(pairs, upper) : _mm256_slli_epi32(pairs, 16));
 }
@@ -247,11 +248,11 @@ INLINE void mix_of(float *c, size_t ldc, const float *a, size_t lda, const uint1
         UNROLL for (int h = 0; h < 2; h++) sums[i][h] = adds ? _mm256_loadu_ps(c + i * ldc + 8 * h) : _mm256_setzero_ps();
     for (size_t j = 0; j < k; j += 2, b += 2 * BLOCK) {
         Ints left = load(b), right = load(b + BLOCK);
-        UNROLL for (int one = 0; one < 2; one++) {
-            Floats halves[2] = {one_of(left, one), one_of(right, one)};
+        UNROLL for (int second = 0; second < 2; second++) {
+            Floats row[2] = {one_of(left, second), one_of(right, second)};
             UNROLL for (int i = 0; i < m; i++)
                 UNROLL for (int h = 0; h < 2; h++)
-                    sums[i][h] = _mm256_fmadd_ps(_mm256_broadcast_ss(a + i * lda + j + one), halves[h], sums[i][h]);
+                    sums[i][h] = _mm256_fmadd_ps(_mm256_broadcast_ss(a + i * lda + j + second), row[h], sums[i][h]);
         }
     }
     UNROLL for (int i = 0; i < m; i++)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Kernels for x86 with AVX-512 and VNNI, built twice from this text, the second time for processors that multiply
+ * Kernels for x86 with AVX-512 and VNNI, built twice from this text, with GEMMARY_HALVES for processors that multiply
  * bfloat16 too. One register holds four codes of each of 16 rows, one instruction multiplies them by four activations
  * and adds. */
 #include <immintrin.h>
@@ -15,7 +15,7 @@ static bool runs_here(void) {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
            __builtin_cpu_supports("avx512vnni")
-#ifdef __AVX512BF16__
+#ifdef GEMMARY_HALVES
            && __builtin_cpu_supports("avx512bf16")
 #endif
         ;
@@ -236,7 +236,7 @@ static void tile(const Matrix *w, const Panel *panel, size_t group, size_t count
     }
 }
 
-#ifdef __AVX512BF16__
+#ifdef GEMMARY_HALVES
 
 static void halve(float *a, size_t n) {
     for (size_t i = 0; i < n; i += 16) {
@@ -289,7 +289,7 @@ static void mix(float *c, size_t ldc, const float *a, size_t lda, const uint16_t
     }
 }
 
-#ifdef __AVX512BF16__
+#ifdef GEMMARY_HALVES
 const Kernels gemmary_avx512bf16 = {
     .name = "avx512bf16", .halve = halve,
 #else

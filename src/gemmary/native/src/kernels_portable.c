@@ -62,7 +62,8 @@ static void mix(float *c, size_t ldc, const float *a, size_t lda, const uint16_t
         float sums[BLOCK] = {0};
         if (adds) memcpy(sums, c + i * ldc, sizeof sums);
         for (size_t j = 0; j < k; j++)
-            for (size_t r = 0; r < BLOCK; r++) sums[r] += a[i * lda + j] * from_bf16(b[j / 2 * 2 * BLOCK + 2 * r + j % 2]);
+            for (size_t r = 0; r < BLOCK; r++)
+                sums[r] += a[i * lda + j] * from_bf16(b[j / 2 * 2 * BLOCK + 2 * r + j % 2]);
         memcpy(c + i * ldc, sums, sizeof sums);
     }
 }
