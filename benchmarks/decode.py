@@ -93,7 +93,8 @@ def keras_hub() -> Generate:
     return generate
 
 
-def transformers(dtype: str) -> Generate:
+def transformers_model(dtype: str, device: str = "cpu") -> Any:
+    """transformers' model of the 270M's sizes, with random weights."""
     import torch
     from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
@@ -108,23 +109,30 @@ def transformers(dtype: str) -> Generate:
         sliding_window=512,
         max_position_embeddings=32_768,
     )
-    model = Gemma3ForCausalLM(config).to(getattr(torch, dtype)).eval()
+    return Gemma3ForCausalLM(config).to(device, getattr(torch, dtype))
 
-    def generate(prompt: list[int], count: int) -> Any:
-        ids = torch.tensor([prompt])
-        with torch.inference_mode():
-            out = model.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                do_sample=False,
-                min_new_tokens=count,
-                max_new_tokens=count,
-                pad_token_id=0,
-            )
-        assert out.shape[1] == len(prompt) + count
-        return out
 
-    return generate
+def continued(model: Any, prompts: list[list[int]], count: int) -> Any:
+    """Prompts of one length with what transformers' model adds to each, on the CPU."""
+    import torch
+
+    ids = torch.tensor(prompts, device=model.device)
+    with torch.inference_mode():
+        out = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            min_new_tokens=count,
+            max_new_tokens=count,
+            pad_token_id=0,
+        )
+    assert out.shape[1] == ids.shape[1] + count
+    return out.cpu()
+
+
+def transformers(dtype: str) -> Generate:
+    model = transformers_model(dtype).eval()
+    return lambda prompt, count: continued(model, [prompt], count)
 
 
 def build(system: str) -> Generate:

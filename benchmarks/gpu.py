@@ -1,45 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decode and LoRA steps of Gemma 3 270M's sizes on a GPU, beside transformers and PEFT, each in a process of its own.
+"""Decode and LoRA steps of the 270M on a GPU: ours on a backend, or transformers' and PEFT's; a process for each.
 
-    KERAS_BACKEND=jax python benchmarks/gpu.py gemmary-decode
-    python benchmarks/gpu.py transformers-decode
+    python benchmarks/gpu.py decode gemmary-jax | gemmary-torch | transformers
+    python benchmarks/gpu.py lora gemmary-jax | gemmary-torch | peft
 
-Random weights, bfloat16, the GPU that a backend finds. Decode is the time of 48 tokens after prompts of 16, of one
-sequence and of 8 at once: ours from the engine with the logits brought to NumPy, theirs from `generate`, less a token.
-A LoRA step is that of benchmarks/tune.py. Each prints medians of its own process; docs/numbers.md has them by hand,
-because the machines with a GPU that this ran on are lent and have other versions than the tests.
+In bfloat16, on the GPU that the backend finds. Decode is the time of 48 tokens after prompts of 16, of one sequence
+and of 8 at once: ours from the engine with the logits brought to NumPy, theirs from `generate`, less a token. A LoRA
+step is that of benchmarks/tune.py. Medians are printed, and stand in docs/numbers.md by hand: the one machine with a GPU
+was lent and had other versions than the tests. It ran an earlier text of this script; what needs no GPU of this one has
+run on a CPU.
 """
 
-import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
 from typing import Any
 
 import numpy as np
-from tune import LENGTH, RANK, ROWS, all_learned
+import tune
+from decode import continued, transformers_model
+from turns import backend_of
 
-import gemmary
-from gemmary.base.config import GemmaConfig
-from gemmary.formats.content import Checkpoint
-from gemmary.formats.tensors import weights
-
-CONFIG: GemmaConfig = gemmary.PRESETS["gemma-3-270m"]
 PROMPT, REPLY, SEQUENCES = 16, 48, (1, 8)
-
-
-def checkpoint() -> Checkpoint:
-    """Random weights of usual sizes."""
-    random, arrays = np.random.default_rng(7), {}
-    for path, row, _ in weights(CONFIG):
-        array = random.standard_normal(row.shape(CONFIG), np.float32)
-        array *= np.float32(0.3 if row.is_norm else array.shape[-1] ** -0.5)
-        arrays[path] = array
-    tensors = {path: (lambda array=array: array) for path, array in arrays.items()}
-    return Checkpoint(config=CONFIG, tensors=tensors, vocabulary=None)
+SYSTEMS = {
+    "decode": ("gemmary-jax", "gemmary-torch", "transformers"),
+    "lora": ("gemmary-jax", "gemmary-torch", "peft"),
+}
 
 
 def median_seconds(run: Callable[[], Any], *, warm_up: int, times: int) -> float:
@@ -53,11 +42,15 @@ def median_seconds(run: Callable[[], Any], *, warm_up: int, times: int) -> float
     return statistics.median(seconds)
 
 
-def gemmary_decode() -> None:
+def gemmary_replies() -> Iterator[float]:
+    """For each number of sequences the seconds of a reply."""
+    from gemmary.formats.checkpoint import open_checkpoint
+    from gemmary.formats.locate import embedded_default
     from gemmary.generate.generator import Chunk
     from gemmary.generate.keras_engine import KerasEngine
 
-    engine = KerasEngine(checkpoint(), num_slots=max(SEQUENCES), max_length=1024, dtype="bfloat16")
+    checkpoint = open_checkpoint(embedded_default())
+    engine = KerasEngine(checkpoint, num_slots=max(SEQUENCES), max_length=1024, dtype="bfloat16")
     for count in SEQUENCES:
         prompts = [Chunk(slot=slot, start=0, ids=(5,) * PROMPT) for slot in range(count)]
         for chunk in prompts:
@@ -69,95 +62,50 @@ def gemmary_decode() -> None:
             for step in islice(steps, REPLY):
                 engine.logits(step)
 
-        seconds = median_seconds(reply, warm_up=1, times=3)
-        print(f"{count} at once: {count * REPLY / seconds:.0f} tokens/s", flush=True)
+        yield median_seconds(reply, warm_up=1, times=3)
 
 
-def transformers_model() -> Any:
-    import torch
-    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
-
-    sizes = {"hidden_size": 640, "intermediate_size": 2048, "head_dim": 256, "vocab_size": 262_144}
-    heads = {"num_hidden_layers": 18, "num_attention_heads": 4, "num_key_value_heads": 1, "sliding_window": 512}
-    return Gemma3ForCausalLM(Gemma3TextConfig(**sizes, **heads)).to("cuda", torch.bfloat16)
-
-
-def transformers_decode() -> None:
-    import torch
-
-    model = transformers_model().eval()
+def transformers_replies() -> Iterator[float]:
+    model = transformers_model("bfloat16", "cuda").eval()
     for count in SEQUENCES:
-        ids = torch.randint(10, 1000, (count, PROMPT), device="cuda")
-
-        def generate(length: int, ids: Any = ids) -> None:
-            with torch.inference_mode():
-                model.generate(
-                    ids,
-                    attention_mask=torch.ones_like(ids),
-                    do_sample=False,
-                    min_new_tokens=length,
-                    max_new_tokens=length,
-                    pad_token_id=0,
-                    eos_token_id=None,
-                )
-            torch.cuda.synchronize()
-
-        long, short = (median_seconds(partial(generate, each), warm_up=1, times=3) for each in (REPLY + 1, 1))
-        print(f"{count} at once: {count * REPLY / (long - short):.0f} tokens/s", flush=True)
+        prompts = [[2] * PROMPT] * count
+        long, short = (
+            median_seconds(partial(continued, model, prompts, length), warm_up=1, times=3) for length in (REPLY + 1, 1)
+        )
+        yield long - short
 
 
-def batch() -> dict[str, Any]:
-    return all_learned(np.random.default_rng(0).integers(1000, 200_000, (ROWS, LENGTH), np.int32))
-
-
-def gemmary_lora() -> None:
-    import keras
-
-    from gemmary.train.parameters import LoRA
-    from gemmary.train.trainer import Trainer
-
-    trainer, given = Trainer(checkpoint(), parameters=LoRA(rank=RANK), dtype="bfloat16"), batch()
-    seconds = median_seconds(lambda: trainer.step(given, rate=1e-4), warm_up=3, times=8)
-    if keras.backend.backend() == "torch":
-        import torch
-
-        peak = torch.cuda.max_memory_allocated()
-    else:
+def peak_bytes(backend: str) -> int:
+    """The most memory of the GPU that was in use."""
+    if backend == "jax":
         import jax
 
-        peak = jax.local_devices()[0].memory_stats()["peak_bytes_in_use"]
-    print(f"{ROWS * LENGTH / seconds:.0f} tokens/s, {peak / 1e9:.2f} GB")
-
-
-def peft_lora() -> None:
+        return int(jax.local_devices()[0].memory_stats()["peak_bytes_in_use"])
     import torch
-    from peft import LoraConfig, get_peft_model
 
-    linear = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    model = get_peft_model(transformers_model(), LoraConfig(r=RANK, lora_alpha=32, target_modules=linear)).cuda()
-    optimizer = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], lr=1e-4)
-    tokens = torch.from_numpy(batch()["ids"].astype(np.int64)).cuda()
-
-    def step() -> None:
-        model(input_ids=tokens, labels=tokens).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        torch.cuda.synchronize()
-
-    seconds = median_seconds(step, warm_up=3, times=8)
-    print(f"{ROWS * LENGTH / seconds:.0f} tokens/s, {torch.cuda.max_memory_allocated() / 1e9:.2f} GB")
+    return torch.cuda.max_memory_allocated()
 
 
-RUNS = {
-    "gemmary-decode": gemmary_decode,
-    "transformers-decode": transformers_decode,
-    "gemmary-lora": gemmary_lora,
-    "peft-lora": peft_lora,
-}
+def main() -> None:
+    task, system = sys.argv[1:] if len(sys.argv) == 3 else ("", "")
+    if system not in SYSTEMS.get(task, ()):
+        known = ", ".join(f"{task} {each}" for task, systems in SYSTEMS.items() for each in systems)
+        sys.exit(f"expected one of {known}, got {' '.join(sys.argv[1:]) or 'nothing'}")
+    is_ours = tune.is_ours(system)
+    if is_ours:
+        from gemmary.api import runtime
+
+        runtime("keras", backend_of(system))
+    if task == "decode":
+        for count, seconds in zip(SEQUENCES, gemmary_replies() if is_ours else transformers_replies(), strict=True):
+            print(f"{count} at once: {count * REPLY / seconds:.0f} tokens/s", flush=True)
+        return
+    step = tune.gemmary("bfloat16") if is_ours else tune.peft("bfloat16", "cuda")
+    ids = np.random.default_rng(0).integers(1000, 200_000, (tune.ROWS, tune.LENGTH), np.int32)
+    seconds = median_seconds(partial(step, ids), warm_up=3, times=8)
+    peak = peak_bytes(backend_of(system))
+    print(f"{ids.size / seconds:.0f} tokens/s, {peak / 1e9:.2f} GB")
+
 
 if __name__ == "__main__":
-    if "gemmary" in " ".join(sys.argv) and os.environ.get("KERAS_BACKEND") not in ("jax", "torch"):
-        sys.exit("expected KERAS_BACKEND=jax or KERAS_BACKEND=torch")
-    if sys.argv[1:2] == [] or sys.argv[1] not in RUNS:
-        sys.exit(f"expected one of {', '.join(RUNS)}, got {' '.join(sys.argv[1:]) or 'nothing'}")
-    RUNS[sys.argv[1]]()
+    main()

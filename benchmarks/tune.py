@@ -64,23 +64,23 @@ def all_learned(ids: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, Any]]:
     }
 
 
-def peft(dtype: str) -> Step:
+def peft(dtype: str, device: str = "cpu") -> Step:
     import torch
+    from decode import transformers_model
     from peft import LoraConfig, get_peft_model
-    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
-    sizes = {"hidden_size": 640, "intermediate_size": 2048, "head_dim": 256, "vocab_size": 262_144}
-    heads = {"num_hidden_layers": 18, "num_attention_heads": 4, "num_key_value_heads": 1, "sliding_window": 512}
-    model = Gemma3ForCausalLM(Gemma3TextConfig(**sizes, **heads)).to(getattr(torch, dtype))
     linear = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    model = get_peft_model(model, LoraConfig(r=RANK, lora_alpha=32, target_modules=linear))
+    config = LoraConfig(r=RANK, lora_alpha=32, target_modules=linear)
+    model = get_peft_model(transformers_model(dtype, device), config).to(device)
     optimizer = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], lr=1e-4)
 
     def step(ids: np.ndarray[Any, Any]) -> Any:
-        tokens = torch.from_numpy(ids.astype(np.int64))
-        model(input_ids=tokens, labels=tokens).loss.backward()
+        tokens = torch.from_numpy(ids.astype(np.int64)).to(device)
+        loss = model(input_ids=tokens, labels=tokens).loss
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+        return loss.item()  # a GPU is done by then
 
     return step
 
