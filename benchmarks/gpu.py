@@ -6,7 +6,7 @@
 
 In bfloat16, on the GPU that the backend finds. Decode is the time of 48 tokens after prompts of 16, of one sequence
 and of 8 at once: ours from the engine with the logits brought to NumPy, theirs from `generate`, less a token. A LoRA
-step is that of benchmarks/tune.py. Medians are printed, and stand in docs/numbers.md by hand: the one machine with a GPU
+step is that of benchmarks/tune.py. Medians are printed, and stand in docs/numbers.md by hand: the machine with a GPU
 was lent and had other versions than the tests. It ran an earlier text of this script; what needs no GPU of this one has
 run on a CPU.
 """
