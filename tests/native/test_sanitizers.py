@@ -10,7 +10,7 @@ import pytest
 
 HERE = Path(__file__).parent
 SOURCES = HERE.parents[1] / "src" / "gemmary" / "native" / "src"
-PROGRAMS = ("exercise", "exercise_tokens", "fuzz_open")
+PROGRAMS = ("exercise", "exercise_pages", "exercise_tokens", "fuzz_open")
 AVX512 = "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni"
 SETS = {  # of options that a source is built with, where it is not built without any
     "kernels_avx2": ["-mavx2 -mfma -mf16c"],

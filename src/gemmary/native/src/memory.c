@@ -1,24 +1,28 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Memory for weights and caches: zeroed pages, huge ones where the system has them, freed back to the system.
- * A page is there from its first use on; a huge one all at once, which is waste where little of it will be used. */
-#define _DEFAULT_SOURCE
+ *
+ * A page is there from its first use on; a huge one all at once, which is waste where little of it will be used. On a
+ * virtual machine that has given its free memory back to the host it takes milliseconds instead of a tenth of one, where
+ * small pages come from leftovers that the host has not taken: so weights may begin on those, and move. */
+#define _GNU_SOURCE
 #include <stdlib.h>
 
 #include "internal.h"
 
 #if defined(__unix__) || defined(__APPLE__)
 #include <sys/mman.h>
+#include <time.h>
 
-enum { HUGE_PAGE = 1 << 21 };
+enum { PAGE = 4096, HUGE_PAGE = 1 << 21 };
+enum { LATE = 2000000, MOST_LATE = 64 }; /* nanoseconds: who clears 1 GB/s is in time; pages that may be late */
 
-static size_t rounded(size_t bytes) {
-    size_t unit = bytes >= HUGE_PAGE ? HUGE_PAGE : 4096;
-    return (bytes + unit - 1) / unit * unit;
-}
+static size_t rounded(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
+
+static size_t size_of(size_t bytes) { return rounded(bytes, bytes >= HUGE_PAGE ? HUGE_PAGE : PAGE); }
 
 void *gemmary_pages(size_t bytes, bool is_whole) {
     if (!bytes || bytes > (size_t)1 << 46) return NULL;
-    size_t size = rounded(bytes), spare = size >= HUGE_PAGE ? HUGE_PAGE : 0;
+    size_t size = size_of(bytes), spare = size >= HUGE_PAGE ? HUGE_PAGE : 0;
     char *start = mmap(NULL, size + spare, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (start == MAP_FAILED) return NULL;
     if (spare) { /* huge pages want their own alignment: give back what lies before and after */
@@ -36,7 +40,7 @@ void *gemmary_pages(size_t bytes, bool is_whole) {
 }
 
 void gemmary_pages_free(void *pages, size_t bytes) {
-    if (pages) munmap(pages, rounded(bytes));
+    if (pages) munmap(pages, size_of(bytes));
 }
 
 #else
@@ -49,6 +53,46 @@ void *gemmary_pages(size_t bytes, bool is_whole) {
 void gemmary_pages_free(void *pages, size_t bytes) {
     (void)bytes;
     free(pages);
+}
+
+#endif
+
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+
+static int64_t nanoseconds(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+bool gemmary_pages_get(void *pages, size_t bytes, size_t first, size_t end, atomic_int *late) {
+    if (bytes < HUGE_PAGE) return false;
+    char *page = (char *)pages + rounded(first, HUGE_PAGE), *stop = (char *)pages + rounded(end, HUGE_PAGE);
+    for (; page < stop && atomic_load(late) < MOST_LATE; page += HUGE_PAGE) {
+        int64_t start = nanoseconds();
+        *(volatile char *)page = 0;
+        if (nanoseconds() - start > LATE) atomic_fetch_add(late, 1);
+    }
+    return page < stop && !madvise(page, (size_t)(stop - page), MADV_NOHUGEPAGE);
+}
+
+void gemmary_pages_move(void *pages, size_t bytes, size_t first, size_t end) {
+    size_t from = rounded(first, HUGE_PAGE), size = rounded(end, HUGE_PAGE) - from;
+    char *place = (char *)pages + from, *moved = bytes >= HUGE_PAGE && size ? gemmary_pages(size, true) : NULL;
+    if (!moved) return;
+    memcpy(moved, place, size);
+    if (mremap(moved, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, place) == MAP_FAILED) munmap(moved, size);
+}
+
+#else
+
+bool gemmary_pages_get(void *pages, size_t bytes, size_t first, size_t end, atomic_int *late) {
+    (void)pages, (void)bytes, (void)first, (void)end, (void)late;
+    return false;
+}
+
+void gemmary_pages_move(void *pages, size_t bytes, size_t first, size_t end) {
+    (void)pages, (void)bytes, (void)first, (void)end;
 }
 
 #endif
