@@ -148,5 +148,6 @@ def test_bfloat16_is_written_as_it_is() -> None:
     cache = allocate(config, slots=1, length=4, chunk=4, dtype="bfloat16")
     fresh: Any = backend_array(np.float32([[[[1.5, -2], [3, 0.25]]]]), "bfloat16")
     cache = write(cache, [(fresh, fresh)], span([0], [3], [2]))
-    held: NDArray[np.float32] = numpy_array(ops.cast(cache[0][0], "float32"))
+    after = span([0], [5], [1], past=4)
+    held: NDArray[np.float32] = numpy_array(ops.cast(after.read(cache[0][0]), "float32"))
     assert held[0, 0].tolist() == [[3, 0.25], [0, 0], [0, 0], [1.5, -2]]

@@ -30,11 +30,11 @@ try:
     from gemmary.model.compiled import compile_pure, keep_compiled
     from gemmary.model.gemma import every, forward_cached, head, rotations
     from gemmary.model.layers import rms_norm
-    from gemmary.model.weights import load_weights, numpy_array
+    from gemmary.model.weights import as_matrices, load_weights, numpy_array
 except ImportError as error:
     raise MissingExtraError.of("the Keras engine", "Keras 3 and a backend", "jax") from error
 
-_LEAST_PAST = 256  # positions: fewer are not worth a compilation of their own
+_LEAST_PAST, _LEAST_TOKENS = 256, 16  # fewer positions, tokens but one, are not worth a compilation of their own
 # tokens whose logits, (tokens, V) float32, exist at the same time; TensorFlow's product slows down fivefold from 128
 _SCORED_AT_ONCE = 64 if backend.backend() == "tensorflow" else 128
 
@@ -71,7 +71,7 @@ class KerasEngine:
         keep_compiled(cache_folder() / "jax")
         self._config, self._num_slots, self._max_length = checkpoint.config, num_slots, length
         self._chunk_length, self._dtype = min(chunk_length, length), dtype
-        self._weights = load_weights(checkpoint, dtype)
+        self._weights = as_matrices(self._config, load_weights(checkpoint, dtype))
         self._cache = allocate(self._config, slots=num_slots, length=length, chunk=self._chunk_length, dtype=dtype)
         self._rings = Rings(self._config, num_slots=num_slots, max_length=length, chunk_length=self._chunk_length)
         self._turn = compile_pure(self._turn_pass, often=True)
@@ -160,15 +160,18 @@ class KerasEngine:
         return sums
 
     def keep(self, slot: int, length: int) -> int:
-        """Of a slot's first `length` positions, how many a new sequence may go on from: `length`, or 0."""
-        return self._rings.keep(slot, length)
+        """Of a slot's first `length` positions, how many a new sequence may go on from: `length`, or 0.
+
+        0 where they are few, such as the BOS that all texts begin with: to look back at them costs more than they do.
+        """
+        return self._rings.keep(slot, length) if length >= _LEAST_TOKENS else 0
 
     def _batches(self, chunks: Sequence[Chunk]) -> Iterator["_Batch"]:
         """Chunks of like length together, as many rows as fit into one chunk's length."""
         groups: dict[int, list[int]] = {}
         for at, chunk in enumerate(chunks):
             self._rings.ran(chunk)
-            groups.setdefault(min(self._chunk_length, _rounded(len(chunk.ids), 16)), []).append(at)
+            groups.setdefault(min(self._chunk_length, _rounded(len(chunk.ids), _LEAST_TOKENS)), []).append(at)
         for length, members in groups.items():
             most = self._num_slots if length == 1 else max(1, self._chunk_length // length)
             for first in range(0, len(members), most):

@@ -19,9 +19,12 @@ from jaxtyping import Float, Int, Shaped
 from keras import ops
 
 from gemmary.base.config import GemmaConfig
+from gemmary.model.layers import is_jax_on_cpu
 
 Array = Any
 Pair = tuple[Array, Array]  # keys and values of one layer
+
+_BITS = "uint16"  # a store of bfloat16 as its bits
 
 
 def allocate(config: GemmaConfig, *, slots: int, length: int, chunk: int, dtype: str) -> list[Pair]:
@@ -32,6 +35,8 @@ def allocate(config: GemmaConfig, *, slots: int, length: int, chunk: int, dtype:
     >>> tuple(pairs[0][0].shape), tuple(pairs[5][0].shape)
     ((1, 1, 520, 256), (1, 1, 1024, 256))
     """
+    if dtype == "bfloat16" and is_jax_on_cpu():  # as bits: for one position XLA would turn all of a store to float32
+        dtype = _BITS
     shapes = [(slots, config.num_kv_heads, ring, config.head_dim) for ring in config.cache_lengths(length, chunk)]
     return [(ops.zeros(shape, dtype), ops.zeros(shape, dtype)) for shape in shapes]
 
@@ -76,10 +81,11 @@ class Span:
         """The position at each index of a ring that is looked at, before the chunk; below 0 where there is none."""
         return _held(self.starts - 1, ring)[:, : min(ring, self.past)]
 
-    def read(self, store: Float[Array, "slots K R H"]) -> Float[Array, "B K S H"]:
+    def read(self, store: Shaped[Array, "slots K R H"]) -> Float[Array, "B K S H"]:
         """What is looked at of the slots' rings."""
         part = store[:, :, : min(store.shape[2], self.past)]
-        return part if part.shape[0] == self.slots.shape[0] else ops.take(part, self.slots, axis=0)
+        part = part if part.shape[0] == self.slots.shape[0] else ops.take(part, self.slots, axis=0)
+        return ops.view(part, "bfloat16") if keras.backend.standardize_dtype(store.dtype) == _BITS else part
 
 
 def _held(last: Int[Array, "B"], ring: int) -> Int[Array, "B R"]:
@@ -105,7 +111,11 @@ def write(cache: Sequence[Pair], fresh: Sequence[Pair], span: Span) -> list[Pair
     return [(put(keys, k), put(values, v)) for (keys, values), (k, v) in pairs]
 
 
-def _put(store: Float[Array, "slots K R H"], fresh: Float[Array, "B K T H"], span: Span) -> Float[Array, "slots K R H"]:
+def _put(
+    store: Shaped[Array, "slots K R H"], fresh: Float[Array, "B K T H"], span: Span
+) -> Shaped[Array, "slots K R H"]:
+    if keras.backend.standardize_dtype(store.dtype) == _BITS:
+        fresh = ops.view(fresh, _BITS)
     size, length = store.shape[2], fresh.shape[2]
     newest = _held(span.starts + span.counts - 1, size) - ops.expand_dims(span.starts, 1)
     for row in range(fresh.shape[0]):

@@ -17,7 +17,7 @@ from keras import ops
 
 from gemmary.base.config import GemmaConfig
 from gemmary.model.cache import Pair, Span
-from gemmary.model.layers import project, rms_norm, rope_angles, rotate, sines, softcap
+from gemmary.model.layers import product, project, rms_norm, rope_angles, rotate, sines, softcap
 
 Array = Any
 Weights = Mapping[str, Array]
@@ -93,7 +93,7 @@ def attend(q: Float[Array, "B T N H"], parts: Sequence[Part], cap: float | None)
     shares = ops.cast(ops.softmax(scores, axis=-1) if scores.shape[-1] > 1 else ops.ones_like(scores), q.dtype)
     output, at = [], 0
     for _, values, _ in parts:
-        output.append(ops.matmul(shares[..., at : at + values.shape[2]], values))
+        output.append(product(shares[..., at : at + values.shape[2]], values, q.dtype))
         at += values.shape[2]
     mixed = ops.reshape(sum(output[1:], output[0]), (batch, kv_heads, length, groups, head_dim))
     return ops.reshape(ops.transpose(mixed, (0, 2, 1, 3, 4)), (batch, length, heads * head_dim))
@@ -103,10 +103,9 @@ def _scores(
     q: Float[Array, "B K TG H"], keys: Float[Array, "B K S H"], mask: Bool[Array, "B T S"], cap: float | None
 ) -> Float[Array, "B K TG S"]:
     if q.shape[2] < q.shape[3]:  # few queries: turning the scores costs less than turning the keys
-        scores = ops.swapaxes(ops.matmul(keys, ops.swapaxes(q, 2, 3)), 2, 3)
+        scores = ops.swapaxes(product(keys, ops.swapaxes(q, 2, 3), "float32"), 2, 3)
     else:
-        scores = ops.matmul(q, ops.swapaxes(keys, 2, 3))
-    scores = ops.cast(scores, "float32")  # bfloat16 loses the small exponentials
+        scores = product(q, ops.swapaxes(keys, 2, 3), "float32")  # bfloat16 loses the small exponentials
     (batch, kv_heads, rows, size), length = scores.shape, mask.shape[1]
     grouped = ops.reshape(softcap(scores, cap), (batch, kv_heads, length, rows // length, size))
     masked = ops.where(ops.expand_dims(ops.expand_dims(mask, 1), 3), grouped, NEGATIVE)

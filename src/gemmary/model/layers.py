@@ -90,13 +90,45 @@ def project(x: Float[Array, "*rest D"], weight: Any) -> Float[Array, "*rest outs
     matrix = ops.reshape(ops.cast(weight, x.dtype), (-1, x.shape[-1]))
     if math.prod(x.shape) == x.shape[-1]:
         return _project_row(x, matrix)
-    return ops.matmul(x, ops.transpose(matrix))
+    return product(x, ops.transpose(matrix), x.dtype)
+
+
+def is_jax_on_cpu() -> bool:
+    """Whether XLA compiles for a CPU, where bfloat16 wants care: most of what is done with it goes by way of float32.
+
+    >>> is_jax_on_cpu() <= (keras.backend.backend() == "jax")
+    True
+    """
+    if keras.backend.backend() != "jax":
+        return False
+    import jax
+
+    return bool(jax.default_backend() == "cpu")
+
+
+def product(a: Float[Array, "*rest M K"], b: Float[Array, "*some K N"], dtype: Any) -> Float[Array, "*rest M N"]:
+    """The matrix product, summed in float32 and rounded to `dtype`.
+
+    On a CPU XLA is told so: a product of bfloat16 that has to end in bfloat16 takes it ten times as long.
+
+    >>> from keras import ops
+    >>> float(product(ops.ones((1, 300), "bfloat16"), ops.ones((300, 1), "bfloat16"), "float32")[0, 0])
+    300.0
+    """
+    if is_jax_on_cpu():
+        import jax
+
+        return ops.cast(jax.numpy.matmul(a, b, preferred_element_type="float32"), dtype)
+    return ops.cast(ops.matmul(a, b), dtype)
 
 
 def _project_row(x: Float[Array, "*rest D"], matrix: Float[Array, "out D"]) -> Float[Array, "*rest out"]:
     """One token's: what takes as long as reading the matrix does, in the words that each compiler understands."""
-    if keras.backend.backend() != "torch":
-        return ops.einsum("...d,od->...o", x, matrix)  # a transpose would become a copy inside XLA's loop
+    backend, (rows, columns) = keras.backend.backend(), matrix.shape
+    if backend == "jax" and (rows > columns or keras.backend.standardize_dtype(matrix.dtype) == "bfloat16"):
+        return product(x, ops.transpose(matrix), x.dtype)  # XLA makes one loop over rows of the two
+    if backend != "torch":
+        return ops.einsum("...d,od->...o", x, matrix)
     # a batch of shares of the matrix: PyTorch puts all cores to a batch, one to a matrix
     shares = ops.reshape(matrix, (math.gcd(16, matrix.shape[0]), -1, matrix.shape[1]))
     rows = ops.broadcast_to(ops.reshape(x, (1, 1, -1)), (shares.shape[0], 1, x.shape[-1]))

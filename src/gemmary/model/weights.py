@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a checkpoint's tensors to the backend's arrays, one at a time."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -8,6 +9,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from gemmary.base.config import GemmaConfig
 from gemmary.formats.content import Checkpoint
 from gemmary.formats.tensors import Weight, weights
 
@@ -31,6 +33,18 @@ def load_weights(checkpoint: Checkpoint, dtype: str) -> dict[str, Array]:
         path: backend_array(checkpoint.tensors[path](), precision(row, dtype))
         for path, row, _ in weights(checkpoint.config)
     }
+
+
+def as_matrices(config: GemmaConfig, arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """The arrays as the matrices that `layers.project` sees in them: XLA is slow over one that has three axes.
+
+    >>> import numpy as np
+    >>> config = GemmaConfig(vocab_size=8, num_layers=1, model_dim=4, num_heads=2, num_kv_heads=1, mlp_dim=4)
+    >>> seen = as_matrices(config, {path: np.zeros(row.shape(config)) for path, row, _ in weights(config)})
+    >>> tuple(seen["layers.0.attention.output"].shape)
+    (4, 512)
+    """
+    return {path: keras.ops.reshape(arrays[path], row.gguf.shape(config)) for path, row, _ in weights(config)}
 
 
 def precision(row: Weight, dtype: str) -> str:
