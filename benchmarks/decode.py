@@ -29,12 +29,14 @@ SYSTEMS = (
     "keras-hub-torch",
     "transformers",
     "gemmary-tensorflow",
+    "gemmary-jax-bfloat16",
     "gemmary-torch-bfloat16",
     "transformers-bfloat16",
 )
 PEERS = {
     "gemmary-jax": ("keras-hub-jax",),
     "gemmary-torch": ("keras-hub-torch", "transformers"),
+    "gemmary-jax-bfloat16": ("transformers-bfloat16",),
     "gemmary-torch-bfloat16": ("transformers-bfloat16",),
 }
 LONG, SHORT, PROMPT, PREFILL = 64, 16, 16, 512
