@@ -27,6 +27,7 @@ from gemmary.generate.process import peak_bytes
 Step = Callable[[np.ndarray[Any, Any]], Any]
 SYSTEMS = (
     "gemmary-jax",
+    "gemmary-jax-bfloat16",
     "gemmary-torch",
     "gemmary-torch-bfloat16",
     "peft-float32",

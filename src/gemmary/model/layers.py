@@ -5,6 +5,8 @@ Arrays are of whichever backend Keras runs on; letters are those of base/dims.py
 """
 
 import math
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import keras
@@ -115,11 +117,33 @@ def product(a: Float[Array, "*rest M K"], b: Float[Array, "*some K N"], dtype: A
     >>> float(product(ops.ones((1, 300), "bfloat16"), ops.ones((300, 1), "bfloat16"), "float32")[0, 0])
     300.0
     """
-    if is_jax_on_cpu():
-        import jax
+    multiply = _wide_product() if is_jax_on_cpu() else ops.matmul
+    return ops.cast(multiply(a, b), dtype)
 
-        return ops.cast(jax.numpy.matmul(a, b, preferred_element_type="float32"), dtype)
-    return ops.cast(ops.matmul(a, b), dtype)
+
+@cache
+def _wide_product() -> Callable[[Array, Array], Array]:
+    """JAX's product whose result is float32, and so are those of its gradient, of slopes in its factors' precision."""
+    import jax
+    import jax.numpy as jnp
+
+    def multiply(a: Array, b: Array) -> Array:
+        return jnp.matmul(a, b, preferred_element_type="float32")
+
+    def forward(a: Array, b: Array) -> tuple[Array, tuple[Array, Array]]:
+        return multiply(a, b), (a, b)
+
+    def backward(factors: tuple[Array, Array], slope: Array) -> tuple[Array, Array]:
+        a, b = factors
+        slope = slope.astype(a.dtype)
+        by_a = multiply(slope, jnp.swapaxes(b, -1, -2)).astype(a.dtype)
+        if b.ndim == 2:  # one for all of a's rows
+            a, slope = (each.reshape(-1, each.shape[-1]) for each in (a, slope))
+        return by_a, multiply(jnp.swapaxes(a, -1, -2), slope).astype(b.dtype)
+
+    product = jax.custom_vjp(multiply)
+    product.defvjp(forward, backward)
+    return product
 
 
 def _project_row(x: Float[Array, "*rest D"], matrix: Float[Array, "out D"]) -> Float[Array, "*rest out"]:
