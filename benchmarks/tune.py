@@ -33,6 +33,7 @@ SYSTEMS = (
     "peft-float32",
     "peft-bfloat16",
     "keras-hub-jax",
+    "keras-hub-jax-bfloat16",
     "keras-hub-torch-bfloat16",
 )
 ROWS, LENGTH, RANK = 4, 512, 16

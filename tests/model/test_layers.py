@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from gemmary.base.config import PRESETS, GemmaConfig
 from gemmary.formats.tensors import weights
 from gemmary.model.gemma import _feed_forward, _Layer, embed, head, rotations
-from gemmary.model.layers import project, rms_norm, rope_angles, rotate, sines, softcap
+from gemmary.model.layers import product, project, rms_norm, rope_angles, rotate, sines, softcap
 from gemmary.model.weights import backend_array, numpy_array
+from gemmary.train.gradient import value_and_gradient
 
 HALF_STEP = {"float32": 2.0**-24, "bfloat16": 2.0**-8}  # of what is rounded once, relative
 TINY = GemmaConfig(vocab_size=8, num_layers=1, model_dim=6, num_heads=1, num_kv_heads=1, head_dim=4, mlp_dim=9)
@@ -100,6 +101,37 @@ def test_projection_contracts_last_letters() -> None:
     x, weight = drawn(2, 3, 8), drawn(4, 5, 8, seed=1)
     exact = np.einsum("btd,nhd->btnh", x, weight, dtype=np.float64).reshape(2, 3, 20)
     np.testing.assert_allclose(wide(project(ops.convert_to_tensor(x), ops.convert_to_tensor(weight))), exact, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    "shapes", [((2, 5, 300), (300, 7)), ((2, 3, 5, 300), (2, 3, 300, 7)), ((1, 1, 300), (300, 900))]
+)
+def test_products_of_bfloat16_are_sums_in_float32(shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
+    draw = np.random.default_rng(3)
+    a, b = (draw.standard_normal(shape).astype(ml_dtypes.bfloat16) for shape in shapes)
+    exact = a.astype(np.float64) @ b.astype(np.float64)
+    found: NDArray[np.float32] = numpy_array(product(*(backend_array(each, "bfloat16") for each in (a, b)), "float32"))
+    # PyTorch and TensorFlow have rounded it before
+    np.testing.assert_allclose(found, exact, rtol=2**-8, atol=1e-4 * 300**0.5)
+
+
+@pytest.mark.parametrize("shapes", [((2, 5, 30), (30, 7)), ((2, 3, 5, 30), (2, 3, 30, 7))])
+def test_slopes_of_products_are_those_of_float64(shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
+    draw = np.random.default_rng(4)
+    a, b = (draw.standard_normal(shape).astype(ml_dtypes.bfloat16) for shape in shapes)
+    upstream = draw.standard_normal((*a.shape[:-1], b.shape[-1])).astype(ml_dtypes.bfloat16)
+    weights: Any = backend_array(upstream, "bfloat16")
+
+    def loss(each: dict[str, Any]) -> tuple[Any, Any]:
+        return ops.sum(ops.cast(product(each["a"], each["b"], "bfloat16") * weights, "float32")), ()
+
+    _, slopes = value_and_gradient(loss, {"a": backend_array(a, "bfloat16"), "b": backend_array(b, "bfloat16")})
+    wide, a, b = (each.astype(np.float64) for each in (upstream, a, b))
+    by_b = np.swapaxes(a, -1, -2) @ wide
+    expected = {"a": wide @ np.swapaxes(b, -1, -2), "b": by_b if b.ndim > 2 else by_b.sum(axis=0)}
+    for name, slope in slopes.items():
+        found: NDArray[np.float32] = numpy_array(ops.cast(slope, "float32"))
+        np.testing.assert_allclose(found, expected[name], rtol=2**-7, atol=0.05)
 
 
 def test_soft_cap_is_the_hyperbolic_tangent() -> None:
