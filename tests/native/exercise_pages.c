@@ -16,7 +16,7 @@ static void expect(const char *what, long got, long wanted) {
     failures++;
 }
 
-/* A model whose embedding takes several huge pages, of bytes that look random; its pages come late from the n-th on. */
+/* A model whose embedding takes more than two huge pages, of bytes that look random; its pages come late from the n-th on. */
 static gemmary_model *model_of(int n) {
     const int32_t windows[] = {0};
     const gemmary_config config = {
@@ -50,7 +50,28 @@ static gemmary_model *model_of(int n) {
     return model;
 }
 
+/* Memory of many pages, the last one in part: taken small from its middle on, and moved by shares of odd sizes. */
+static void move_by_shares(void) {
+    const size_t bytes = ((size_t)41 << 20) + 12345, shares = 7;
+    atomic_int late = 0;
+    unsigned char *pages = gemmary_pages(bytes, true);
+    expect("get", gemmary_pages_get(pages, bytes, 0, bytes / 2, &late), false);
+    atomic_store(&late, 1 << 20);
+#ifdef __linux__
+    expect("get late", gemmary_pages_get(pages, bytes, bytes / 2, bytes, &late), true);
+#endif
+    for (size_t i = 0; i < bytes; i++) pages[i] = (unsigned char)(i * 2654435761u >> 13);
+    for (size_t share = 0; share < shares; share++)
+        gemmary_pages_move(pages, bytes, bytes * share / shares, bytes * (share + 1) / shares);
+    size_t wrong = 0;
+    for (size_t i = 0; i < bytes; i++) wrong += pages[i] != (unsigned char)(i * 2654435761u >> 13);
+    expect("bytes that changed", (long)wrong, 0);
+    gemmary_pages_free(pages, bytes);
+    gemmary_pages_move(NULL, 0, 0, 0); /* a matrix without extra bits */
+}
+
 int main(void) {
+    move_by_shares();
     static float first[VOCAB], logits[VOCAB];
     const int32_t ids[] = {2, VOCAB - 1};
     const gemmary_chunk chunk = {0, 0, 2, 1};

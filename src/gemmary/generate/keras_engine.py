@@ -35,6 +35,7 @@ except ImportError as error:
     raise MissingExtraError.of("the Keras engine", "Keras 3 and a backend", "jax") from error
 
 _LEAST_PAST, _LEAST_TOKENS = 256, 16  # fewer positions, tokens but one, are not worth a compilation of their own
+_LEAST_KEPT = 16  # positions: to look back at fewer takes longer than to run them again
 # tokens whose logits, (tokens, V) float32, exist at the same time; TensorFlow's product slows down fivefold from 128
 _SCORED_AT_ONCE = 64 if backend.backend() == "tensorflow" else 128
 
@@ -162,9 +163,9 @@ class KerasEngine:
     def keep(self, slot: int, length: int) -> int:
         """Of a slot's first `length` positions, how many a new sequence may go on from: `length`, or 0.
 
-        0 where they are few, such as the BOS that all texts begin with: to look back at them costs more than they do.
+        0 where they are few, such as the BOS that all texts begin with.
         """
-        return self._rings.keep(slot, length) if length >= _LEAST_TOKENS else 0
+        return self._rings.keep(slot, length) if length >= _LEAST_KEPT else 0
 
     def _batches(self, chunks: Sequence[Chunk]) -> Iterator["_Batch"]:
         """Chunks of like length together, as many rows as fit into one chunk's length."""

@@ -80,8 +80,8 @@ def project(x: Float[Array, "*rest D"], weight: Any) -> Float[Array, "*rest outs
     """Contract the last letter of x with the last of the weight; the weight's other letters become one axis.
 
     Every weight of the table keeps its contracted letters last, so this is the model's only matrix product. The weight
-    is seen as a matrix, which is free, since compilers transpose a weight of three axes in every call. It is cast to
-    x's precision. A weight in parts (`model/lora.py`) knows its product.
+    is seen as a matrix, since compilers transpose one of three axes in every call, and cast to x's precision. A weight
+    in parts (`model/lora.py`) knows its product.
 
     >>> from keras import ops
     >>> project(ops.ones((1, 3, 8)), ops.ones((4, 2, 8))).shape == (1, 3, 8)
@@ -109,9 +109,10 @@ def is_jax_on_cpu() -> bool:
 
 
 def product(a: Float[Array, "*rest M K"], b: Float[Array, "*some K N"], dtype: Any) -> Float[Array, "*rest M N"]:
-    """The matrix product, summed in float32 and rounded to `dtype`.
+    """The matrix product in `dtype`; b is a matrix, or has a's axes before its own two.
 
-    On a CPU XLA is told so: a product of bfloat16 that has to end in bfloat16 takes it ten times as long.
+    Sums are float32, and rounded to the factors' precision first, but not by XLA on a CPU, which takes ten times as
+    long for a product of bfloat16 that has to end in bfloat16. There it has a gradient, but no forward derivative.
 
     >>> from keras import ops
     >>> float(product(ops.ones((1, 300), "bfloat16"), ops.ones((300, 1), "bfloat16"), "float32")[0, 0])
@@ -123,7 +124,7 @@ def product(a: Float[Array, "*rest M K"], b: Float[Array, "*some K N"], dtype: A
 
 @cache
 def _wide_product() -> Callable[[Array, Array], Array]:
-    """JAX's product whose result is float32, and so are those of its gradient, of slopes in its factors' precision."""
+    """JAX's product with a float32 result; its gradient multiplies slopes rounded to the factors' precision."""
     import jax
     import jax.numpy as jnp
 
@@ -141,17 +142,17 @@ def _wide_product() -> Callable[[Array, Array], Array]:
             a, slope = (each.reshape(-1, each.shape[-1]) for each in (a, slope))
         return by_a, multiply(jnp.swapaxes(a, -1, -2), slope).astype(b.dtype)
 
-    product = jax.custom_vjp(multiply)
-    product.defvjp(forward, backward)
-    return product
+    wide = jax.custom_vjp(multiply)
+    wide.defvjp(forward, backward)
+    return wide
 
 
 def _project_row(x: Float[Array, "*rest D"], matrix: Float[Array, "out D"]) -> Float[Array, "*rest out"]:
     """One token's: what takes as long as reading the matrix does, in the words that each compiler understands."""
-    backend, (rows, columns) = keras.backend.backend(), matrix.shape
-    if backend == "jax" and (rows > columns or keras.backend.standardize_dtype(matrix.dtype) == "bfloat16"):
+    is_tall = matrix.shape[0] > matrix.shape[1]
+    if is_jax_on_cpu() and (is_tall or keras.backend.standardize_dtype(matrix.dtype) == "bfloat16"):
         return product(x, ops.transpose(matrix), x.dtype)  # XLA makes one loop over rows of the two
-    if backend != "torch":
+    if keras.backend.backend() != "torch":
         return ops.einsum("...d,od->...o", x, matrix)
     # a batch of shares of the matrix: PyTorch puts all cores to a batch, one to a matrix
     shares = ops.reshape(matrix, (math.gcd(16, matrix.shape[0]), -1, matrix.shape[1]))

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a checkpoint's tensors to the backend's arrays, one at a time."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -35,8 +34,8 @@ def load_weights(checkpoint: Checkpoint, dtype: str) -> dict[str, Array]:
     }
 
 
-def as_matrices(config: GemmaConfig, arrays: Mapping[str, Array]) -> dict[str, Array]:
-    """The arrays as the matrices that `layers.project` sees in them: XLA is slow over one that has three axes.
+def as_matrices(config: GemmaConfig, arrays: dict[str, Array]) -> dict[str, Array]:
+    """The arrays, taken out one by one, as the matrices that `layers.project` sees: XLA is slow over three axes.
 
     >>> import numpy as np
     >>> config = GemmaConfig(vocab_size=8, num_layers=1, model_dim=4, num_heads=2, num_kv_heads=1, mlp_dim=4)
@@ -44,7 +43,7 @@ def as_matrices(config: GemmaConfig, arrays: Mapping[str, Array]) -> dict[str, A
     >>> tuple(seen["layers.0.attention.output"].shape)
     (4, 512)
     """
-    return {path: keras.ops.reshape(arrays[path], row.gguf.shape(config)) for path, row, _ in weights(config)}
+    return {path: keras.ops.reshape(arrays.pop(path), row.gguf.shape(config)) for path, row, _ in weights(config)}
 
 
 def precision(row: Weight, dtype: str) -> str:

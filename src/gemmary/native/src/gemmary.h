@@ -92,7 +92,7 @@ GEMMARY_API gemmary_status gemmary_open(const gemmary_config *config, gemmary_mo
 GEMMARY_API gemmary_status gemmary_declare(gemmary_model *model, gemmary_weight weight, int32_t layer,
                                            gemmary_type type, int64_t rows, int64_t columns);
 
-/* Give `rows` rows of a declared weight from `first`, a multiple of 16; they are repacked, not kept.
+/* Give `rows` rows of a declared weight from `first`, a multiple of 16, each row once; they are repacked, not kept.
  * Matrices given as floats become int8 in groups of 32. */
 GEMMARY_API gemmary_status gemmary_fill(gemmary_model *model, gemmary_weight weight, int32_t layer, int64_t first,
                                         int64_t rows, const void *bytes, size_t num_bytes);

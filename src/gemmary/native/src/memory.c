@@ -78,10 +78,15 @@ bool gemmary_pages_get(void *pages, size_t bytes, size_t first, size_t end, atom
 
 void gemmary_pages_move(void *pages, size_t bytes, size_t first, size_t end) {
     size_t from = rounded(first, HUGE_PAGE), size = rounded(end, HUGE_PAGE) - from;
-    char *place = (char *)pages + from, *moved = bytes >= HUGE_PAGE && size ? gemmary_pages(size, true) : NULL;
+    if (bytes < HUGE_PAGE || !size) return;
+    char *place = (char *)pages + from, *moved = gemmary_pages(size, true);
     if (!moved) return;
     memcpy(moved, place, size);
-    if (mremap(moved, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, place) == MAP_FAILED) munmap(moved, size);
+    if (mremap(moved, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, place) != MAP_FAILED) return;
+    /* what was in the place may be gone */
+    mmap(place, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+    memcpy(place, moved, size);
+    munmap(moved, size);
 }
 
 #else

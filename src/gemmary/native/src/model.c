@@ -299,12 +299,13 @@ size_t gemmary_weight_bytes(const gemmary_model *m) {
     return sum;
 }
 
+/* Each matrix begins with another share: a first one has more pages that begin in it than others of its size. */
 void gemmary_move_pages(gemmary_model *m) {
     size_t threads = (size_t)gemmary_team_size(m->team), first = (m->passes - 1) * threads, task;
     while (gemmary_team_take(m->team, 1, &task, num_matrices(m) * threads)) {
         const Matrix *matrix = matrix_at(m, task / threads);
         if (atomic_load(&matrix->has_small_pages))
-            gemmary_matrix_move_pages(matrix, first + task % threads, MOVING_PASSES * threads);
+            gemmary_matrix_move_pages(matrix, (first + task) % (MOVING_PASSES * threads), MOVING_PASSES * threads);
     }
     gemmary_team_wait(m->team);
 }
