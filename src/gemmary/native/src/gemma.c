@@ -245,7 +245,6 @@ static void layers(const Pass *p, const Pass *last, float *own) {
 static void work(void *context, int thread) {
     const Pass *passes = context, *p = &passes[1];
     float *own = p->m->room.own + (size_t)thread * p->m->room.own_floats;
-    if (p->moves) gemmary_move_pages(p->m);
     embed(&passes[0]);
     layers(&passes[0], p, own);
     if (!p->rows) return;
@@ -310,11 +309,9 @@ static void run(gemmary_model *m, Pass pass, size_t num_chunks) {
             pass.num_logits += (size_t)pass.chunks[pass.num_chunks].num_logits;
             pass.rows += (size_t)pass.chunks[pass.num_chunks++].length;
         }
-        pass.moves = m->late_pages && m->passes && m->passes <= MOVING_PASSES;
         make_tiles(&pass, m->room.tiles);
         Pass passes[] = {pass, last_of(&pass)};
         gemmary_team_run(m->team, work, passes);
-        m->passes += m->passes <= MOVING_PASSES;
         pass.chunks += pass.num_chunks;
         pass.ids += pass.rows;
         if (pass.targets) {

@@ -46,7 +46,6 @@ typedef struct {
     size_t base_stride, extra_stride; /* bytes of a block */
     uint8_t *base, *extra;
     bool is_declared;
-    atomic_bool has_small_pages; /* which are to be moved */
 } Matrix;
 
 enum { ACTIVATION_BYTES = 2 * sizeof(float) + STARTS * sizeof(int16_t) }; /* of a group, besides its codes */
@@ -114,16 +113,13 @@ size_t gemmary_row_bytes(gemmary_type type, size_t columns);
 bool gemmary_matrix_fill(const Matrix *m, size_t first, size_t rows, const uint8_t *bytes); /* false: not finite */
 void gemmary_matrix_row(const Matrix *m, size_t row, float *out);
 size_t gemmary_matrix_bytes(const Matrix *m);
-void gemmary_matrix_get_pages(Matrix *m, size_t first, size_t rows, atomic_int *late); /* before rows are filled */
-void gemmary_matrix_move_pages(const Matrix *m, size_t share, size_t shares);
+void gemmary_matrix_get_pages(const Matrix *m, size_t first, size_t rows, atomic_int *late); /* before rows are filled */
 
 /* memory.c */
 void *gemmary_pages(size_t bytes, bool is_whole); /* zeroed, huge unless a part may do; NULL: no memory */
 void gemmary_pages_free(void *pages, size_t bytes);
-/* Those that begin in a range, before it is written: huge ones unless too many have come late, which it counts. Returns
- * whether there are small ones; they can be moved to huge ones. */
-bool gemmary_pages_get(void *pages, size_t bytes, size_t first, size_t end, atomic_int *late);
-void gemmary_pages_move(void *pages, size_t bytes, size_t first, size_t end);
+/* Those that begin in a range, before it is written: huge ones unless too many have come late, which it counts. */
+void gemmary_pages_get(void *pages, size_t bytes, size_t first, size_t end, atomic_int *late);
 
 /* threads.c */
 typedef struct Team Team;

@@ -3,7 +3,7 @@
  *
  * A page is there from its first use on; a huge one all at once, which is waste where little of it will be used. On a
  * virtual machine that has given its free memory back to the host it takes milliseconds instead of a tenth of one, where
- * small pages come from leftovers that the host has not taken: so weights may begin on those, and move. */
+ * small pages come from leftovers that the host has not taken, and the weights are read as fast from them, to 5%. */
 #define _GNU_SOURCE
 #include <stdlib.h>
 
@@ -14,7 +14,7 @@
 #include <time.h>
 
 enum { PAGE = 4096, HUGE_PAGE = 1 << 21 };
-enum { LATE = 2000000, MOST_LATE = 64 }; /* nanoseconds: who clears 1 GB/s is in time; pages that may be late */
+enum { LATE = 2000000, MOST_LATE = 16 }; /* nanoseconds: who clears 1 GB/s is in time; pages that may be late */
 
 static size_t rounded(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
 
@@ -65,39 +65,21 @@ static int64_t nanoseconds(void) {
     return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
-bool gemmary_pages_get(void *pages, size_t bytes, size_t first, size_t end, atomic_int *late) {
-    if (bytes < HUGE_PAGE) return false;
+void gemmary_pages_get(void *pages, size_t bytes, size_t first, size_t end, atomic_int *late) {
+    if (bytes < HUGE_PAGE) return;
     char *page = (char *)pages + rounded(first, HUGE_PAGE), *stop = (char *)pages + rounded(end, HUGE_PAGE);
     for (; page < stop && atomic_load(late) < MOST_LATE; page += HUGE_PAGE) {
         int64_t start = nanoseconds();
         *(volatile char *)page = 0;
         if (nanoseconds() - start > LATE) atomic_fetch_add(late, 1);
     }
-    return page < stop && !madvise(page, (size_t)(stop - page), MADV_NOHUGEPAGE);
-}
-
-void gemmary_pages_move(void *pages, size_t bytes, size_t first, size_t end) {
-    size_t from = rounded(first, HUGE_PAGE), size = rounded(end, HUGE_PAGE) - from;
-    if (bytes < HUGE_PAGE || !size) return;
-    char *place = (char *)pages + from, *moved = gemmary_pages(size, true);
-    if (!moved) return;
-    memcpy(moved, place, size);
-    if (mremap(moved, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, place) != MAP_FAILED) return;
-    /* what was in the place may be gone */
-    mmap(place, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
-    memcpy(place, moved, size);
-    munmap(moved, size);
+    if (page < stop) madvise(page, (size_t)(stop - page), MADV_NOHUGEPAGE);
 }
 
 #else
 
-bool gemmary_pages_get(void *pages, size_t bytes, size_t first, size_t end, atomic_int *late) {
+void gemmary_pages_get(void *pages, size_t bytes, size_t first, size_t end, atomic_int *late) {
     (void)pages, (void)bytes, (void)first, (void)end, (void)late;
-    return false;
-}
-
-void gemmary_pages_move(void *pages, size_t bytes, size_t first, size_t end) {
-    (void)pages, (void)bytes, (void)first, (void)end;
 }
 
 #endif

@@ -285,29 +285,14 @@ size_t gemmary_screened_bytes(const gemmary_model *m) {
     return m && gemmary_can_screen(&m->embedding) ? m->embedding.blocks * m->embedding.extra_stride : 0;
 }
 
-static size_t num_matrices(const gemmary_model *m) { return 1 + 7 * (size_t)m->config.num_layers; }
-
-static const Matrix *matrix_at(const gemmary_model *m, size_t index) {
-    if (!index) return &m->embedding;
-    const Layer *l = &m->layers[(index - 1) / 7];
-    return (const Matrix *[]){&l->query, &l->key, &l->value, &l->output, &l->gate, &l->up, &l->down}[(index - 1) % 7];
-}
-
 size_t gemmary_weight_bytes(const gemmary_model *m) {
-    size_t sum = 0;
-    for (size_t i = 0; i < num_matrices(m); i++) sum += gemmary_matrix_bytes(matrix_at(m, i));
-    return sum;
-}
-
-/* Each matrix begins with another share: a first one has more pages that begin in it than others of its size. */
-void gemmary_move_pages(gemmary_model *m) {
-    size_t threads = (size_t)gemmary_team_size(m->team), first = (m->passes - 1) * threads, task;
-    while (gemmary_team_take(m->team, 1, &task, num_matrices(m) * threads)) {
-        const Matrix *matrix = matrix_at(m, task / threads);
-        if (atomic_load(&matrix->has_small_pages))
-            gemmary_matrix_move_pages(matrix, (first + task) % (MOVING_PASSES * threads), MOVING_PASSES * threads);
+    size_t sum = gemmary_matrix_bytes(&m->embedding);
+    for (int32_t i = 0; i < m->config.num_layers; i++) {
+        const Layer *l = &m->layers[i];
+        const Matrix *all[] = {&l->query, &l->key, &l->value, &l->output, &l->gate, &l->up, &l->down};
+        for (size_t j = 0; j < sizeof all / sizeof *all; j++) sum += gemmary_matrix_bytes(all[j]);
     }
-    gemmary_team_wait(m->team);
+    return sum;
 }
 
 size_t gemmary_cache_bytes(const gemmary_model *m) { return m->cache_bytes; }

@@ -24,7 +24,7 @@ typedef struct { /* query rows r = token * G + head of one chunk that attend tog
     size_t first, rows;
 } Tile;
 
-enum { TILE_ROWS = 24, FEW_ROWS = 3, MOVING_PASSES = 32 };
+enum { TILE_ROWS = 24, FEW_ROWS = 3 };
 enum { HEAD_BLOCKS = 16, MOST_BLOCKS = 32 }; /* at a time where rows are few, of the head and of any matrix */
 
 typedef struct { /* room for `rows` tokens, and what each thread needs of its own */
@@ -53,8 +53,7 @@ struct gemmary_model {
     Room room;
     size_t cache_bytes;
     bool is_ready; /* every weight was declared */
-    atomic_int late_pages;
-    size_t passes; /* as many as were run, up to one more than MOVING_PASSES */
+    atomic_int late_pages; /* see gemmary_pages_get */
 };
 
 typedef struct { /* one pass over at most room.rows tokens: logits where chunks want them, judgements, or sums */
@@ -66,7 +65,6 @@ typedef struct { /* one pass over at most room.rows tokens: logits where chunks 
     float *logits, *log_probs, *sums;
     uint8_t *is_greedy;
     bool screens; /* logits of those tokens alone that may be the most probable */
-    bool moves;   /* begins with gemmary_move_pages */
 } Pass;
 
 static inline size_t round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
@@ -80,10 +78,6 @@ void gemmary_attend(const gemmary_model *m, const Layer *layer, const gemmary_ch
 size_t gemmary_attend_floats(const gemmary_model *m);
 bool gemmary_ring_make(gemmary_model *m, Ring *ring, size_t length);
 void gemmary_ring_free(const gemmary_model *m, Ring *ring);
-
-/* model.c: by all threads, a share of the weights that begin on small pages. One pass for all would take as long as their
- * loading has been made shorter by; none moves before the first pass, whose reader waits. */
-void gemmary_move_pages(gemmary_model *m);
 
 /* gemma.c */
 void gemmary_multiply(const Kernels *k, const Matrix *w, const Activations *x, size_t rows, size_t first, size_t count,

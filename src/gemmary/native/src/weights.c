@@ -56,17 +56,10 @@ bool gemmary_matrix_make(Matrix *m, gemmary_type type, size_t rows, size_t colum
 
 size_t gemmary_matrix_bytes(const Matrix *m) { return m->blocks * (m->base_stride + m->extra_stride); }
 
-void gemmary_matrix_get_pages(Matrix *m, size_t first, size_t rows, atomic_int *late) {
+void gemmary_matrix_get_pages(const Matrix *m, size_t first, size_t rows, atomic_int *late) {
     size_t from = first / BLOCK, to = (first + rows + BLOCK - 1) / BLOCK, base = m->base_stride, extra = m->extra_stride;
-    bool is_small = gemmary_pages_get(m->base, m->blocks * base, from * base, to * base, late);
-    is_small = gemmary_pages_get(m->extra, m->blocks * extra, from * extra, to * extra, late) || is_small;
-    if (is_small) atomic_store(&m->has_small_pages, true);
-}
-
-void gemmary_matrix_move_pages(const Matrix *m, size_t share, size_t shares) {
-    size_t base = m->blocks * m->base_stride, extra = m->blocks * m->extra_stride;
-    gemmary_pages_move(m->base, base, base * share / shares, base * (share + 1) / shares);
-    gemmary_pages_move(m->extra, extra, extra * share / shares, extra * (share + 1) / shares);
+    gemmary_pages_get(m->base, m->blocks * base, from * base, to * base, late);
+    gemmary_pages_get(m->extra, m->blocks * extra, from * extra, to * extra, late);
 }
 
 static uint16_t to_f16(float x) { /* to the nearest, halves to even; x >= 0 */
