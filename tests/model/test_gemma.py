@@ -187,7 +187,7 @@ def test_a_fit_changes_every_variable_and_its_file_brings_them_back(features: Ge
         before = {path: numpy_array(value.value).copy() for path, value in model.weight_table.items()}
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile(optimizer=keras.optimizers.Adam(1e-2), loss=loss)
-        ids = some_ids(features, 2, 20)
+        ids = some_ids(features, 3, 20)
         history = model.fit(ids[:, :-1], ids[:, 1:], epochs=3, batch_size=2, verbose=0).history["loss"]
     assert history[2] < history[0]
     after = {path: numpy_array(value.value) for path, value in model.weight_table.items()}

@@ -82,12 +82,12 @@ def attend(q: Float[Array, "B T N H"], parts: Sequence[Part], cap: float | None)
     >>> attend(q, [(k, k, ops.ones((1, 3, 5), "bool"))], None).shape == (1, 3, 8)
     True
     """
-    batch, length, heads, head_dim = q.shape
+    _, length, heads, head_dim = q.shape  # TensorFlow's fit leaves the batch open
     kv_heads = parts[0][0].shape[1]
     groups = heads // kv_heads
     # the queries of one key-value head are the rows of one matrix: multi-query attention is a single product
-    q = ops.transpose(ops.reshape(q, (batch, length, kv_heads, groups, head_dim)), (0, 2, 1, 3, 4))
-    q = ops.reshape(q, (batch, kv_heads, length * groups, head_dim))
+    q = ops.transpose(ops.reshape(q, (-1, length, kv_heads, groups, head_dim)), (0, 2, 1, 3, 4))
+    q = ops.reshape(q, (-1, kv_heads, length * groups, head_dim))
     scores = ops.concatenate([_scores(q, keys, mask, cap) for keys, _, mask in parts], axis=-1)
     # the first token alone: Keras warns of a softmax over one score
     shares = ops.cast(ops.softmax(scores, axis=-1) if scores.shape[-1] > 1 else ops.ones_like(scores), q.dtype)
@@ -95,8 +95,8 @@ def attend(q: Float[Array, "B T N H"], parts: Sequence[Part], cap: float | None)
     for _, values, _ in parts:
         output.append(product(shares[..., at : at + values.shape[2]], values, q.dtype))
         at += values.shape[2]
-    mixed = ops.reshape(sum(output[1:], output[0]), (batch, kv_heads, length, groups, head_dim))
-    return ops.reshape(ops.transpose(mixed, (0, 2, 1, 3, 4)), (batch, length, heads * head_dim))
+    mixed = ops.reshape(sum(output[1:], output[0]), (-1, kv_heads, length, groups, head_dim))
+    return ops.reshape(ops.transpose(mixed, (0, 2, 1, 3, 4)), (-1, length, heads * head_dim))
 
 
 def _scores(
@@ -106,10 +106,10 @@ def _scores(
         scores = ops.swapaxes(product(keys, ops.swapaxes(q, 2, 3), "float32"), 2, 3)
     else:
         scores = product(q, ops.swapaxes(keys, 2, 3), "float32")  # bfloat16 loses the small exponentials
-    (batch, kv_heads, rows, size), length = scores.shape, mask.shape[1]
-    grouped = ops.reshape(softcap(scores, cap), (batch, kv_heads, length, rows // length, size))
+    (_, kv_heads, rows, size), length = scores.shape, mask.shape[1]
+    grouped = ops.reshape(softcap(scores, cap), (-1, kv_heads, length, rows // length, size))
     masked = ops.where(ops.expand_dims(ops.expand_dims(mask, 1), 3), grouped, NEGATIVE)
-    return ops.reshape(masked, (batch, kv_heads, rows, size))
+    return ops.reshape(masked, (-1, kv_heads, rows, size))
 
 
 Rotation = tuple[Float[Array, "B T 1 H"], Float[Array, "B T 1 H"]]
@@ -147,7 +147,7 @@ def _blocks(q: Float[Array, "B Q N H"], parts: Sequence[Part]) -> Iterator[tuple
 
 
 def _heads(x: Float[Array, "B T NH"], head_dim: int) -> Float[Array, "B T N H"]:
-    return ops.reshape(x, (*x.shape[:2], -1, head_dim))
+    return ops.reshape(x, (-1, x.shape[1], x.shape[2] // head_dim, head_dim))
 
 
 def _feed_forward(x: Float[Array, "B T D"], layer: _Layer) -> Float[Array, "B T D"]:
@@ -237,7 +237,7 @@ def forward(
     >>> tuple(forward(config, zeros, ops.zeros((1, 3), "int32")).shape)
     (1, 3, 4)
     """
-    order = ops.broadcast_to(ops.arange(ids.shape[1], dtype="int32"), ids.shape)
+    order = ops.zeros_like(ids, dtype="int32") + ops.arange(ids.shape[1], dtype="int32")
     # in order: a set's would change with the address of None, and with it the program and its name in JAX's cache
     masks = {window: attention_mask(order, order, window) for window in dict.fromkeys(config.windows)}
     if segments is not None:

@@ -90,7 +90,7 @@ def project(x: Float[Array, "*rest D"], weight: Any) -> Float[Array, "*rest outs
     if isinstance(weight, tuple):
         return weight.project(x)  # type: ignore[attr-defined]  # LowRank, Decomposed or Quantized
     matrix = ops.reshape(ops.cast(weight, x.dtype), (-1, x.shape[-1]))
-    if math.prod(x.shape) == x.shape[-1]:
+    if all(size == 1 for size in x.shape[:-1]):
         return _project_row(x, matrix)
     return product(x, ops.transpose(matrix), x.dtype)
 
