@@ -51,6 +51,14 @@ def one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
         torch.set_num_threads(known)
 
 
+@pytest.fixture(autouse=True)
+def no_libraries(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch compiles a library in 7 s or more: slow tests do so, others run the trace that it is made of."""
+    compiled = sys.modules.get("gemmary.model.compiled")
+    if compiled and not request.node.get_closest_marker("slow"):
+        monkeypatch.setattr(compiled, "_library", lambda trace, arrays, folder: None)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of benchmark and corpus files that may lie beside the checkout; none of it is part of the project."""

@@ -299,12 +299,10 @@ def test_weights_that_are_not_finite_fail_the_request(golden: Path) -> None:
 
 @pytest.fixture
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows when Python walks through the model: to compile or to trace it, or on PyTorch to run it."""
+    """Grows when Python walks through a layer: to compile or to trace it, or on PyTorch to run it."""
     walked: list[int] = []
-    original = keras_engine.forward_cached
-    monkeypatch.setattr(
-        keras_engine, "forward_cached", lambda *given, **more: walked.append(0) or original(*given, **more)
-    )
+    original = keras_engine.layer_pass
+    monkeypatch.setattr(keras_engine, "layer_pass", lambda *given, **more: walked.append(0) or original(*given, **more))
     return walked
 
 

@@ -151,8 +151,8 @@ def test_the_embedding_s_factor_is_rounded_to_the_activations() -> None:
 
 def test_the_mlp_gates_with_the_tanh_approximation_of_gelu() -> None:
     gate, up, down = drawn(9, 6, scale=2), drawn(9, 6, seed=1), drawn(6, 9, seed=2)
-    names = {"layers.0.mlp.gate": gate, "layers.0.mlp.up": up, "layers.0.mlp.down": down}
-    layer = _Layer(TINY, {name: ops.convert_to_tensor(array) for name, array in names.items()}, 0)
+    names = {"mlp.gate": gate, "mlp.up": up, "mlp.down": down}
+    layer = _Layer(TINY, {name: ops.convert_to_tensor(array) for name, array in names.items()})
     x = drawn(1, 4, 6, seed=3)
     before = x.astype(np.float64) @ gate.T.astype(np.float64)
     tanh = 0.5 * before * (1 + np.tanh(math.sqrt(2 / math.pi) * (before + 0.044715 * before**3)))

@@ -27,8 +27,8 @@ try:
     from keras import backend, ops
 
     from gemmary.model.cache import Span, allocate, write
-    from gemmary.model.compiled import compile_pure, keep_compiled
-    from gemmary.model.gemma import every, forward_cached, head, rotations
+    from gemmary.model.compiled import compile_part, compile_pure, keep_compiled
+    from gemmary.model.gemma import every, forward_cached, head, layer_pass, rotations
     from gemmary.model.layers import rms_norm
     from gemmary.model.weights import as_matrices, load_weights, numpy_array
 except ImportError as error:
@@ -75,8 +75,10 @@ class KerasEngine:
         self._weights = as_matrices(self._config, load_weights(checkpoint, dtype))
         self._cache = allocate(self._config, slots=num_slots, length=length, chunk=self._chunk_length, dtype=dtype)
         self._rings = Rings(self._config, num_slots=num_slots, max_length=length, chunk_length=self._chunk_length)
-        self._turn = compile_pure(self._turn_pass, often=True)
-        self._next = compile_pure(self._logits_pass, often=True)
+        folder = cache_folder() / "torch"
+        self._few = compile_part(layer_pass), compile_part(head)
+        self._one = compile_part(layer_pass, folder), compile_part(head, folder)
+        self._turn = compile_pure(self._turn_pass)
         self._logits, self._score = compile_pure(self._logits_pass), compile_pure(self._score_pass)
         self._sum = compile_pure(self._sum_pass)
         self._write = compile_pure(_write_pass, donate=True)
@@ -119,8 +121,7 @@ class KerasEngine:
         logits = np.empty((len(places), self._config.vocab_size), np.float32)
         for batch in self._batches(chunks):
             turns = self._turn(batch.ids.shape[1], batch.places)
-            run = self._next if batch.ids.shape[1] == 1 else self._logits
-            found, fresh = run(batch.past, self._weights, batch.ids, turns, batch.places, self._cache)
+            found, fresh = self._logits(batch.past, self._weights, batch.ids, turns, batch.places, self._cache)
             self._cache = self._write(0, self._cache, fresh, batch.places)
             found = numpy_array(found)
             for row, at in batch.rows():
@@ -205,7 +206,8 @@ class KerasEngine:
 
     def _logits_pass(self, past: int, weights: Any, ids: Any, turns: Any, places: Any, cache: Any) -> Any:
         x, fresh = self._forward(past, weights, ids, turns, places, cache, _span(places, past).last)
-        return head(self._config, weights, x)[:, 0], fresh
+        ends = {name: weights[name] for name in ("final_norm", "embedding")}
+        return self._parts(ids)[1](self._config, ends, x)[:, 0], fresh
 
     def _score_pass(self, past: int, weights: Any, targets: Any, ids: Any, turns: Any, places: Any, cache: Any) -> Any:
         x, fresh = self._forward(past, weights, ids, turns, places, cache, every)
@@ -224,8 +226,14 @@ class KerasEngine:
     def _forward(
         self, past: int, weights: Any, ids: Any, turns: Any, places: Any, cache: Any, pick: Callable[[Any], Any]
     ) -> Any:
-        span = _span(places, past)
-        return forward_cached(self._config, weights, ids, turns, span, cache, pick=pick, dtype=self._dtype)
+        span, (layer, _) = _span(places, past), self._parts(ids)
+        return forward_cached(self._config, weights, ids, turns, span, cache, pick=pick, dtype=self._dtype, layer=layer)
+
+    def _parts(self, ids: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        """What computes a layer and the head: for one token of one sequence, of several sequences, for many tokens."""
+        if ids.shape[1] > 1:
+            return layer_pass, head
+        return self._few if ids.shape[0] > 1 else self._one
 
 
 @dataclass(frozen=True)

@@ -1,28 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A pure function, compiled by the backend once for each set of shapes.
+"""A pure function, compiled by the backend once for each set of shapes; what is compiled is kept on disk.
 
-JAX          jit; what it compiles is kept on disk, so a second run compiles nothing
-TensorFlow   a graph
-PyTorch      as it is; what is called for every token is traced to the operators below Keras, which are then called one
-             by one: no compiler, no Keras between
+JAX          jit, of a whole pass
+TensorFlow   a graph of a whole pass, made anew by every process
+PyTorch      a pass as it is, but for parts that run for every token: these as a trace, the operators below Keras called
+             one by one, or, on a CPU, as a library of what PyTorch makes of the trace in C++
 """
 
-from collections.abc import Callable
+import hashlib
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
+import optree
+
+from gemmary.base.errors import FileError
+from gemmary.formats.storage import written_whole
 
 Pure = Callable[..., Any]
 
 
-def compile_pure(function: Pure, *, donate: bool = False, often: bool = False) -> Pure:
+def compile_pure(function: Pure, *, donate: bool = False) -> Pure:
     """The function, compiled; its first argument is a constant, the others are arrays, of NumPy too, or nests of them.
 
-    With `donate` the second argument's memory is taken for the result. `often` says that it runs for every token, and
-    writes nothing in place: PyTorch's trace takes seconds, and saves Keras's 20 ms or so a call. On JAX products of
-    float32 are float32 on every device, where its default on a GPU or TPU is less.
+    With `donate` the second argument's memory is taken for the result. On JAX products of float32 are float32 on every
+    device, where its default on a GPU or TPU is less.
 
     >>> from keras import ops
     >>> float(compile_pure(lambda power, x: x**power)(2, ops.array(3.0)))
@@ -43,7 +48,21 @@ def compile_pure(function: Pure, *, donate: bool = False, often: bool = False) -
         import tensorflow
 
         return tensorflow.function(function, autograph=False)  # type: ignore[no-any-return]
-    return _Traced(function) if often else _Direct(function)
+    return _Direct(function)
+
+
+def compile_part(function: Pure, folder: Path | None = None) -> Pure:
+    """A part of a pass that runs again and again and writes nothing in place; arguments as for `compile_pure`.
+
+    JAX and TensorFlow compile it with the pass. PyTorch traces it when it meets new shapes, which takes a fraction of a
+    second and saves Keras's 20 us an operator; with a folder for libraries it compiles one, or takes it from there.
+    That takes 10 s or so.
+
+    >>> from keras import ops
+    >>> float(compile_part(lambda power, x: x**power)(2, ops.array(3.0)))
+    9.0
+    """
+    return _Part(function, folder) if keras.backend.backend() == "torch" else function
 
 
 def keep_compiled(folder: Path) -> None:
@@ -76,28 +95,86 @@ class _Direct:
             return self._function(constant, *_tensors(arguments))
 
 
-class _Traced:
-    """PyTorch's: the operators that Keras calls, recorded for each constant and set of shapes that comes twice."""
+class _Part:
+    """PyTorch's: a trace or a library for each constant and set of layouts."""
 
-    def __init__(self, function: Pure) -> None:
-        self._function = _Direct(function)
-        self._met: set[object] = set()
-        self._traces: dict[object, Pure] = {}
+    def __init__(self, function: Pure, folder: Path | None) -> None:
+        self._function, self._folder = function, folder
+        self._made: dict[object, tuple[Pure, Any]] = {}
 
     def __call__(self, constant: object, *arguments: Any) -> Any:
-        import torch
+        tree: Any = arguments
+        flat, spec = optree.tree_flatten(tree)
+        key = (constant, spec, tuple(map(_layout, flat)))
+        if key not in self._made:
+            self._made[key] = self._make(constant, flat, spec)
+        run, results = self._made[key]
+        return optree.tree_unflatten(results, run(flat))
+
+    def _make(self, constant: object, flat: list[Any], spec: Any) -> tuple[Pure, Any]:
         from torch.fx.experimental.proxy_tensor import make_fx
 
-        arguments = _tensors(arguments)
-        flat, spec = torch.utils._pytree.tree_flatten(arguments)
-        key = (constant, spec, tuple((each.shape, each.dtype) for each in flat))
-        if key not in self._met:
-            self._met.add(key)
-            return self._function(constant, *arguments)
-        with torch.inference_mode():
-            if key not in self._traces:
-                self._traces[key] = _shortened(make_fx(lambda *inner: self._function(constant, *inner))(*arguments))
-            return self._traces[key](*arguments)
+        results: list[Any] = []
+
+        def flatly(*arrays: Any) -> list[Any]:
+            found, structure = optree.tree_flatten(self._function(constant, *optree.tree_unflatten(spec, arrays)))
+            results.append(structure)
+            return found
+
+        trace = _shortened(make_fx(flatly)(*flat))
+        library = self._folder and _library(trace, flat, self._folder)
+        if library is None:
+            self._folder = None  # nor for other shapes
+        return library or (lambda arrays: trace(*arrays)), results[0]
+
+
+def _layout(array: Any) -> object:
+    return array.shape, array.stride(), array.dtype, array.device
+
+
+def _library(trace: Any, flat: Sequence[Any], folder: Path) -> Pure | None:
+    """What a trace computes, in C++ compiled for this processor; None on a GPU, or where it cannot be compiled.
+
+    A library is for the layouts and the number of threads that it was compiled with. Its name says all that it is for.
+    """
+    import torch
+
+    if any(each.device.type != "cpu" for each in flat):
+        return None
+    constants = {name: each.tolist() for name, each in trace.state_dict().items()}
+    machine = (torch.__version__, torch.get_num_threads(), torch.cpu.get_capabilities())
+    told = repr((trace.code, constants, list(map(_layout, flat)), machine))
+    path = folder / f"{hashlib.sha256(told.encode()).hexdigest()}.pt2"
+    return _loaded(path) or (_loaded(path) if _compile(trace, flat, path) else None)
+
+
+def _loaded(path: Path) -> Pure | None:
+    """The library in a file, None where there is none or it is damaged."""
+    import torch
+
+    if not path.exists():
+        return None
+    try:
+        loader = torch._inductor.aoti_load_package(path, run_single_threaded=True).loader
+    except RuntimeError:
+        return None
+    return lambda arrays: loader.boxed_run(list(arrays))
+
+
+def _compile(trace: Any, flat: Sequence[Any], path: Path) -> bool:
+    """Whether a trace could be compiled into a file, for which PyTorch wants a C++ compiler, and the file a place."""
+    import torch
+    from torch._inductor.exc import InductorError
+
+    try:
+        with warnings.catch_warnings(), written_whole(path) as file:
+            warnings.simplefilter("ignore")  # of PyTorch about itself
+            torch._inductor.aoti_compile_and_package(torch.export.export(trace, tuple(flat)), package_path=file)
+    except (InductorError, FileError) as error:
+        why = str(error).strip().splitlines()[0]
+        warnings.warn(f"PyTorch takes half as long again for a token: expected to compile C++, but {why}", stacklevel=2)
+        return False
+    return True
 
 
 def _shortened(trace: Any) -> Any:

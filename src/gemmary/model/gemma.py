@@ -8,7 +8,7 @@ on PyTorch and TensorFlow, and differentiated by `train/`. As a Keras model it i
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import keras
@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from keras import ops
 
 from gemmary.base.config import GemmaConfig
+from gemmary.formats.tensors import rows
 from gemmary.model.cache import Pair, Span
 from gemmary.model.layers import product, project, rms_norm, rope_angles, rotate, sines, softcap
 
@@ -36,26 +37,27 @@ def every(tokens: Array) -> Array:
 
 
 class _Layer:
-    """One layer's view of the weights, by their names in the table without the layer."""
+    """One layer's weights, by their names in the table without the layer."""
 
-    def __init__(self, config: GemmaConfig, all_weights: Weights, index: int) -> None:
-        self.config, self.index, self._weights, self._prefix = config, index, all_weights, f"layers.{index}."
-
-    def __getitem__(self, name: str) -> Array:
-        return self._weights[self._prefix + name]
-
-    @property
-    def weights(self) -> dict[str, Any]:
-        """The layer's weights by their paths."""
-        return {path: each for path, each in self._weights.items() if path.startswith(self._prefix)}
+    def __init__(self, config: GemmaConfig, named: Weights) -> None:
+        self.config, self.named = config, named
 
     def norm(self, x: Float[Array, "... D"], name: str) -> Float[Array, "... D"]:
         """The RMSNorm of that name."""
-        return rms_norm(x, self[name], eps=self.config.norm_eps, plus_one=self.config.norm_plus_one)
+        return rms_norm(x, self.named[name], eps=self.config.norm_eps, plus_one=self.config.norm_plus_one)
 
     def post_norm(self, x: Float[Array, "... D"], name: str) -> Float[Array, "... D"]:
         """The RMSNorm of that name in models that norm what a part returns; others leave it."""
         return self.norm(x, name) if self.config.post_norm else x
+
+
+@cache
+def _names(config: GemmaConfig) -> list[str]:
+    return [row.path.removeprefix("layers.{i}.") for row in rows(config)[1:-1]]
+
+
+def _named(config: GemmaConfig, all_weights: Weights, index: int) -> dict[str, Array]:
+    return {name: all_weights[f"layers.{index}.{name}"] for name in _names(config)}
 
 
 def attention_mask(queries: Int[Array, "B T"], keys: Int[Array, "B S"], window: int | None) -> Bool[Array, "B T S"]:
@@ -125,7 +127,7 @@ def _attention(
     """Project to heads, turn by position, attend to what `look` shows, project back."""
     config = layer.config
     q, k, v = (
-        _heads(project(tokens, layer[f"attention.{name}"]), config.head_dim)
+        _heads(project(tokens, layer.named[f"attention.{name}"]), config.head_dim)
         for name, tokens in (("query", pick(x)), ("key", x), ("value", x))
     )
     if config.qk_norm:
@@ -134,7 +136,7 @@ def _attention(
     parts = [(*pair, pick(mask)) for *pair, mask in look(ops.swapaxes(k, 1, 2), ops.swapaxes(v, 1, 2))]
     blocks = [attend(some, seen, config.attn_softcap) for some, seen in _blocks(q, parts)]
     mixed = blocks[0] if len(blocks) == 1 else ops.concatenate(blocks, axis=1)
-    return project(mixed, layer["attention.output"])
+    return project(mixed, layer.named["attention.output"])
 
 
 def _blocks(q: Float[Array, "B Q N H"], parts: Sequence[Part]) -> Iterator[tuple[Array, Sequence[Part]]]:
@@ -152,8 +154,8 @@ def _heads(x: Float[Array, "B T NH"], head_dim: int) -> Float[Array, "B T N H"]:
 
 def _feed_forward(x: Float[Array, "B T D"], layer: _Layer) -> Float[Array, "B T D"]:
     """GeGLU with the tanh approximation of GELU, whatever a checkpoint's legacy field says."""
-    gate = ops.gelu(project(x, layer["mlp.gate"]), approximate=True)
-    return project(gate * project(x, layer["mlp.up"]), layer["mlp.down"])
+    gate = ops.gelu(project(x, layer.named["mlp.gate"]), approximate=True)
+    return project(gate * project(x, layer.named["mlp.up"]), layer.named["mlp.down"])
 
 
 def _block(
@@ -172,13 +174,12 @@ def _forgetful(
 
     Weights are arguments of what is computed again: TensorFlow gives no gradient to what a closure holds.
     """
-    kept = layer.weights
 
     def block(x: Array, *arrays: Array) -> Array:
-        again = _Layer(layer.config, keras.tree.pack_sequence_as(kept, arrays), layer.index)
+        again = _Layer(layer.config, keras.tree.pack_sequence_as(layer.named, arrays))
         return _block(x, again, rotation, look, pick)
 
-    return remat(block)(x, *(ops.convert_to_tensor(each) for each in keras.tree.flatten(kept)))
+    return remat(block)(x, *(ops.convert_to_tensor(each) for each in keras.tree.flatten(layer.named)))
 
 
 def embed(config: GemmaConfig, table: Float[Array, "V D"], ids: Int[Array, "B T"], dtype: str) -> Float[Array, "B T D"]:
@@ -243,16 +244,47 @@ def forward(
     if segments is not None:
         same = ops.expand_dims(segments, 2) == ops.expand_dims(segments, 1)
         masks = {window: ops.logical_and(mask, same) for window, mask in masks.items()}
-    return _layers(
-        config,
-        all_weights,
-        ids,
-        rotations(config, order if positions is None else positions),
-        lambda index, k, v: [(k, v, masks[config.windows[index]])],
-        every,
-        dtype,
-        partial(_forgetful, remat) if remat else _block,
-    )
+    turns = rotations(config, order if positions is None else positions)
+    looks: dict[int | None, Look] = {
+        window: lambda k, v, mask=mask: [(k, v, mask)]  # type: ignore[misc]  # its own mask
+        for window, mask in masks.items()
+    }
+    block = partial(_forgetful, remat) if remat else _block
+    x = embed(config, all_weights["embedding"], ids, dtype)
+    for index, window in enumerate(config.windows):
+        layer = _Layer(config, _named(config, all_weights, index))
+        x = block(x, layer, turns[window is not None], looks[window], every)
+    return x
+
+
+def layer_pass(
+    config: GemmaConfig,
+    named: Weights,
+    x: Float[Array, "B T D"],
+    turn: Rotation,
+    before: Sequence[Part],
+    own: Bool[Array, "B T T"],
+    *,
+    pick: Pick = every,
+) -> tuple[Float[Array, "B Q D"], Pair]:
+    """One layer for the next chunk of tokens, which attend to `before` and to themselves; its keys and values too.
+
+    `named` are the layer's weights by their names in the table without the layer.
+
+    >>> config = GemmaConfig(vocab_size=8, num_layers=1, model_dim=4, num_heads=1, num_kv_heads=1, mlp_dim=4)
+    >>> zeros = {row.path.removeprefix("layers.{i}."): ops.zeros(row.shape(config)) for row in rows(config)[1:-1]}
+    >>> turn = rotations(config, ops.zeros((1, 3), "int32"))[False]
+    >>> x, (k, v) = layer_pass(config, zeros, ops.ones((1, 3, 4)), turn, [], ops.ones((1, 3, 3), "bool"))
+    >>> float(x[0, 2, 3]), tuple(k.shape)
+    (1.0, (1, 1, 3, 256))
+    """
+    fresh: list[Pair] = []
+
+    def look(k: Array, v: Array) -> Sequence[Part]:
+        fresh.append((k, v))
+        return [*before, (k, v, own)]
+
+    return _block(x, _Layer(config, named), turn, look, pick), fresh[0]
 
 
 def forward_cached(
@@ -265,11 +297,13 @@ def forward_cached(
     *,
     pick: Pick,
     dtype: str,
+    layer: Callable[..., tuple[Array, Pair]] = layer_pass,
 ) -> tuple[Float[Array, "B Q D"], list[Pair]]:
     """The last layer's output for the next chunk of some slots, and the keys and values to `write` into the cache.
 
     The last layer computes no more than the tokens that `pick` takes. `turns` are `rotations` of the span's positions,
-    computed before: within one compiled pass XLA would compute them again for every head of every layer.
+    computed before: within one compiled pass XLA would compute them again for every head of every layer. `layer` is
+    `layer_pass`, or that compiled.
 
     >>> config = GemmaConfig(vocab_size=8, num_layers=1, model_dim=4, num_heads=1, num_kv_heads=1, mlp_dim=4)
     >>> from gemmary.formats.tensors import weights
@@ -286,29 +320,12 @@ def forward_cached(
     own = {window: attention_mask(positions, positions, window) for window in dict.fromkeys(config.windows)}
     rings = {(window, keys.shape[2]) for window, (keys, _) in zip(config.windows, cache, strict=True) if span.past}
     past = {(window, ring): attention_mask(positions, span.seen(ring), window) for window, ring in rings}
-    fresh: list[Pair] = []
-
-    def look(index: int, k: Array, v: Array) -> Sequence[Part]:
-        window, (keys, values) = config.windows[index], cache[index]
-        fresh.append((k, v))
+    x, fresh = embed(config, all_weights["embedding"], ids, dtype), []
+    for index, (window, (keys, values)) in enumerate(zip(config.windows, cache, strict=True)):
         before = [(span.read(keys), span.read(values), past[window, keys.shape[2]])] if span.past else []
-        return [*before, (k, v, own[window])]
-
-    return _layers(config, all_weights, ids, turns, look, pick, dtype), fresh
-
-
-def _layers(
-    config: GemmaConfig,
-    all_weights: Weights,
-    ids: Int[Array, "B T"],
-    turns: Rotations,
-    look: Callable[[int, Array, Array], Sequence[Part]],
-    pick: Pick,
-    dtype: str,
-    block: Callable[[Array, _Layer, Rotation, Look, Pick], Array] = _block,
-) -> Float[Array, "B Q D"]:
-    x = embed(config, all_weights["embedding"], ids, dtype)
-    for index, window in enumerate(config.windows):
-        wanted = pick if index == config.num_layers - 1 else every
-        x = block(x, _Layer(config, all_weights, index), turns[window is not None], partial(look, index), wanted)
-    return x
+        is_last = index == config.num_layers - 1 and ids.shape[1] > 1
+        run = partial(layer, pick=pick) if is_last else layer
+        named, turn = _named(config, all_weights, index), turns[window is not None]
+        x, pair = run(config, named, x, turn, before, own[window])
+        fresh.append(pair)
+    return x, fresh
