@@ -114,7 +114,7 @@ class _Part:
     def _make(self, constant: object, flat: list[Any], spec: Any) -> tuple[Pure, Any]:
         from torch.fx.experimental.proxy_tensor import make_fx
 
-        results: list[Any] = []
+        flat, results = [each.detach() for each in flat], list[Any]()
 
         def flatly(*arrays: Any) -> list[Any]:
             found, structure = optree.tree_flatten(self._function(constant, *optree.tree_unflatten(spec, arrays)))

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from typing import Any
 
-import keras
 from jaxtyping import Bool, Float, Int
 from keras import ops
 
@@ -117,7 +116,7 @@ def _scores(
 Rotation = tuple[Float[Array, "B T 1 H"], Float[Array, "B T 1 H"]]
 Rotations = dict[bool, Rotation]
 Look = Callable[[Array, Array], Sequence[Part]]  # from the tokens' own keys and values to all that they attend to
-Remat = Callable[[Callable[..., Array]], Callable[..., Array]]  # as keras.remat
+Remat = Callable[[Callable[..., Array]], Callable[..., Array]]  # of `_whole`: what keeps its arguments alone
 Pick = Callable[[Array], Array]  # of an array (B, T, ...) the Q tokens that are wanted of a layer
 
 
@@ -165,21 +164,6 @@ def _block(
     mixed = _attention(layer.norm(x, "attention_norm"), layer, rotation, look, pick)
     x = pick(x) + layer.post_norm(mixed, "attention_post_norm")
     return x + layer.post_norm(_feed_forward(layer.norm(x, "mlp_norm"), layer), "mlp_post_norm")
-
-
-def _forgetful(
-    remat: Remat, x: Float[Array, "B T D"], layer: _Layer, rotation: Rotation, look: Look, pick: Pick
-) -> Float[Array, "B Q D"]:
-    """`_block` that keeps its input alone for the backward pass and computes the rest again.
-
-    Weights are arguments of what is computed again: TensorFlow gives no gradient to what a closure holds.
-    """
-
-    def block(x: Array, *arrays: Array) -> Array:
-        again = _Layer(layer.config, keras.tree.pack_sequence_as(layer.named, arrays))
-        return _block(x, again, rotation, look, pick)
-
-    return remat(block)(x, *(ops.convert_to_tensor(each) for each in keras.tree.flatten(layer.named)))
 
 
 def embed(config: GemmaConfig, table: Float[Array, "V D"], ids: Int[Array, "B T"], dtype: str) -> Float[Array, "B T D"]:
@@ -230,7 +214,7 @@ def forward(
     """The last layer's output for whole sequences, as in training; logits are `head` of it.
 
     `segments` numbers the documents packed into a row: a token sees its own only; then `positions` count within them.
-    With `remat`, such as keras.remat, of a layer only its input is kept for the backward pass, which computes it again.
+    With `remat` (`again` in train/gradient.py) of a layer only its input is kept for the backward pass.
 
     >>> config = GemmaConfig(vocab_size=8, num_layers=1, model_dim=4, num_heads=1, num_kv_heads=1, mlp_dim=4)
     >>> from gemmary.formats.tensors import weights
@@ -245,16 +229,18 @@ def forward(
         same = ops.expand_dims(segments, 2) == ops.expand_dims(segments, 1)
         masks = {window: ops.logical_and(mask, same) for window, mask in masks.items()}
     turns = rotations(config, order if positions is None else positions)
-    looks: dict[int | None, Look] = {
-        window: lambda k, v, mask=mask: [(k, v, mask)]  # type: ignore[misc]  # its own mask
-        for window, mask in masks.items()
-    }
-    block = partial(_forgetful, remat) if remat else _block
+    run = remat(_whole) if remat else _whole
     x = embed(config, all_weights["embedding"], ids, dtype)
     for index, window in enumerate(config.windows):
-        layer = _Layer(config, _named(config, all_weights, index))
-        x = block(x, layer, turns[window is not None], looks[window], every)
+        x = run(config, _named(config, all_weights, index), x, turns[window is not None], masks[window])
     return x
+
+
+def _whole(
+    config: GemmaConfig, named: Weights, x: Float[Array, "B T D"], turn: Rotation, mask: Bool[Array, "B T T"]
+) -> Float[Array, "B T D"]:
+    """One layer for whole sequences."""
+    return layer_pass(config, named, x, turn, [], mask)[0]
 
 
 def layer_pass(

@@ -9,6 +9,7 @@ pass finds x's gradient ready; that of the table, where it is learned, costs the
 """
 
 from collections.abc import Callable
+from functools import cache
 from math import gcd
 from typing import Any
 
@@ -16,6 +17,8 @@ import keras
 from jaxtyping import Float, Int
 from keras import ops
 
+from gemmary.formats.locate import cache_folder
+from gemmary.model.compiled import compile_part
 from gemmary.model.layers import product, softcap
 
 Array = Any
@@ -45,13 +48,8 @@ def token_log_probs(
     size = targets.shape[0]
 
     def run(x: Array, *learned: Array) -> tuple[Array, Callable[..., Any]]:
-        head = ops.cast(learned[0] if learned else table, x.dtype)
-
-        def judge(both: tuple[Array, Array]) -> tuple[Array, Array]:
-            log_probs, slopes, share = _judged(both[0], head, both[1], cap)
-            return log_probs, ops.cast(_by_hidden(slopes, head) * share, head.dtype)
-
-        log_probs, ready = ops.map(judge, (x, wanted))  # one after the other
+        head, judge = ops.cast(learned[0] if learned else table, x.dtype), _compiled_judge()
+        log_probs, ready = ops.map(lambda both: judge(cap, *both, head), (x, wanted))  # one after the other
 
         def gradient(*arguments: Array, upstream: Array | None = None) -> Any:
             weights = -ops.expand_dims(arguments[-1] if upstream is None else upstream, -1)  # `_judged`'s sign
@@ -62,6 +60,19 @@ def token_log_probs(
 
     given = (parts, table) if learns_table else (parts,)
     return ops.reshape(ops.custom_gradient(run)(*given), (-1,))[:size]
+
+
+@cache
+def _compiled_judge() -> Callable[..., tuple[Array, Array]]:
+    return compile_part(_judge, cache_folder() / "torch")
+
+
+def _judge(
+    cap: float | None, x: Float[Array, "C D"], targets: Int[Array, "C"], head: Float[Array, "V D"]
+) -> tuple[Float[Array, "C"], Float[Array, "C D"]]:
+    """Log-probabilities of one chunk's targets, and the negative gradient of their sum by x."""
+    log_probs, slopes, share = _judged(x, head, targets, cap)
+    return log_probs, ops.cast(_by_hidden(slopes, head) * share, head.dtype)
 
 
 def _judged(
