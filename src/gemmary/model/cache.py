@@ -142,5 +142,6 @@ def _put_in_place(
             at = (start + first) % size
             head = min(size - at, count - first)
             store[slot, :, at : at + head] = fresh[row, :, first : first + head]
-            store[slot, :, : count - first - head] = fresh[row, :, first + head : count]
+            if first + head < count:
+                store[slot, :, : count - first - head] = fresh[row, :, first + head : count]
     return store
