@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a checkpoint's arrays to the backend's: every bit, the right precision, one tensor at a time."""
 
+import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -13,7 +15,8 @@ from keras import ops
 from gemmary.base.config import GemmaConfig
 from gemmary.formats.content import Checkpoint
 from gemmary.formats.tensors import weights
-from gemmary.model.weights import backend_array, load_weights, numpy_array
+from gemmary.model.gemma import TOGETHER, forward
+from gemmary.model.weights import as_matrices, backend_array, load_weights, numpy_array, use_huge_pages
 
 
 def test_every_bfloat16_keeps_its_bits() -> None:
@@ -65,3 +68,34 @@ def test_each_tensor_is_let_go_before_the_next_is_read(
     tensors = {path: reading(path, read) for path, read in source.tensors.items()}
     assert len(load_weights(Checkpoint(config=config, tensors=tensors, vocabulary=None), "float32")) == len(tensors)
     assert not alive
+
+
+def test_matrices_held_as_one_multiply_as_they_did(
+    features: GemmaConfig, random_checkpoint: Callable[..., Checkpoint]
+) -> None:
+    loaded = load_weights(random_checkpoint(features), "float32")
+    ids = ops.array([[2, 7, 5, 9, 4]], "int32")
+    expected = numpy_array(forward(features, loaded, ids))
+    matrices = as_matrices(features, loaded)
+    assert loaded == {}
+    for names in TOGETHER:
+        assert f"layers.0.{' '.join(names)}" in matrices
+        assert not {f"layers.0.{name}" for name in names} & matrices.keys()
+    np.testing.assert_allclose(numpy_array(forward(features, matrices, ids)), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="huge pages are Linux's")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_move_to_huge_pages_and_stay_the_same(dtype: str) -> None:
+    if "[never]" in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text():
+        pytest.skip("this machine gives nobody huge pages")
+    values = np.random.default_rng(0).random((4096, 2048), np.float32)
+    arrays = {str(index): backend_array(values + index, dtype) for index in range(8)}
+    use_huge_pages(arrays)
+    [known] = [line for line in Path("/proc/self/smaps_rollup").read_text().splitlines() if "AnonHugePages" in line]
+    size = 8 * values.size * (4 if dtype == "float32" else 2)
+    if int(known.split()[1]) * 1024 < 0.9 * size:
+        pytest.skip("this kernel moves nothing: Linux does since 6.1")
+    for index, array in enumerate(arrays.values()):
+        expected = numpy_array(ops.cast(backend_array(values + index, dtype), "float32"))
+        np.testing.assert_array_equal(numpy_array(ops.cast(array, "float32")), expected)

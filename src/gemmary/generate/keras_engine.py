@@ -30,7 +30,7 @@ try:
     from gemmary.model.compiled import compile_part, compile_pure, keep_compiled
     from gemmary.model.gemma import every, forward_cached, head, layer_pass, rotations
     from gemmary.model.layers import rms_norm
-    from gemmary.model.weights import as_matrices, load_weights, numpy_array
+    from gemmary.model.weights import as_matrices, load_weights, numpy_array, use_huge_pages
 except ImportError as error:
     raise MissingExtraError.of("the Keras engine", "Keras 3 and a backend", "jax") from error
 
@@ -73,11 +73,13 @@ class KerasEngine:
         self._config, self._num_slots, self._max_length = checkpoint.config, num_slots, length
         self._chunk_length, self._dtype = min(chunk_length, length), dtype
         self._weights = as_matrices(self._config, load_weights(checkpoint, dtype))
+        use_huge_pages(self._weights)
         self._cache = allocate(self._config, slots=num_slots, length=length, chunk=self._chunk_length, dtype=dtype)
         self._rings = Rings(self._config, num_slots=num_slots, max_length=length, chunk_length=self._chunk_length)
         folder = cache_folder() / "torch"
         self._few = compile_part(layer_pass), compile_part(head)
         self._one = compile_part(layer_pass, folder), compile_part(head, folder)
+        self._rotations = compile_part(self._rotate)
         self._turn = compile_pure(self._turn_pass)
         self._logits, self._score = compile_pure(self._logits_pass), compile_pure(self._score_pass)
         self._sum = compile_pure(self._sum_pass)
@@ -202,6 +204,9 @@ class KerasEngine:
         return min(past, self._max_length)
 
     def _turn_pass(self, length: int, places: Any) -> Any:
+        return self._rotations(length, places)
+
+    def _rotate(self, length: int, places: Any) -> Any:
         return rotations(self._config, _span(places, 0).positions(length))
 
     def _logits_pass(self, past: int, weights: Any, ids: Any, turns: Any, places: Any, cache: Any) -> Any:
@@ -230,10 +235,11 @@ class KerasEngine:
         return forward_cached(self._config, weights, ids, turns, span, cache, pick=pick, dtype=self._dtype, layer=layer)
 
     def _parts(self, ids: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
-        """What computes a layer and the head: for one token of one sequence, of several sequences, for many tokens."""
-        if ids.shape[1] > 1:
+        """What computes a layer and the head: libraries for the sizes that a long text and its continuation have."""
+        rows, length = ids.shape
+        if length > 1 and (rows, length) != (1, self._chunk_length):
             return layer_pass, head
-        return self._few if ids.shape[0] > 1 else self._one
+        return self._few if rows > 1 else self._one
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ on PyTorch and TensorFlow, and differentiated by `train/`. As a Keras model it i
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
+from itertools import accumulate
 from typing import Any
 
 from jaxtyping import Bool, Float, Int
@@ -49,14 +50,32 @@ class _Layer:
         """The RMSNorm of that name in models that norm what a part returns; others leave it."""
         return self.norm(x, name) if self.config.post_norm else x
 
+    def project(self, x: Float[Array, "B T D"], names: tuple[str, ...]) -> list[Float[Array, "B T _"]]:
+        """The products of x with the matrices of those names, one of `TOGETHER`, which may be held as one."""
+        joint = self.named.get(" ".join(names))
+        if joint is None:
+            return [project(x, self.named[name]) for name in names]
+        *ends, _ = accumulate(_outputs(self.config)[name] for name in names)
+        return list(ops.split(project(x, joint), ends, axis=-1))
+
+
+# matrices that multiply the same; held as one (by `weights.as_matrices`) they are read faster, under their names joined
+TOGETHER = ("attention.query", "attention.key", "attention.value"), ("mlp.gate", "mlp.up")
+
 
 @cache
-def _names(config: GemmaConfig) -> list[str]:
-    return [row.path.removeprefix("layers.{i}.") for row in rows(config)[1:-1]]
+def _outputs(config: GemmaConfig) -> dict[str, int]:
+    """A layer's weights by their names in the table without the layer, and the rows that each has as a matrix."""
+    return {row.path.removeprefix("layers.{i}."): row.gguf.shape(config)[0] for row in rows(config)[1:-1]}
+
+
+@cache
+def _paths(config: GemmaConfig, index: int) -> list[tuple[str, str]]:
+    return [(name, f"layers.{index}.{name}") for name in (*_outputs(config), *map(" ".join, TOGETHER))]
 
 
 def _named(config: GemmaConfig, all_weights: Weights, index: int) -> dict[str, Array]:
-    return {name: all_weights[f"layers.{index}.{name}"] for name in _names(config)}
+    return {name: all_weights[path] for name, path in _paths(config, index) if path in all_weights}
 
 
 def attention_mask(queries: Int[Array, "B T"], keys: Int[Array, "B S"], window: int | None) -> Bool[Array, "B T S"]:
@@ -125,10 +144,8 @@ def _attention(
 ) -> Float[Array, "B Q D"]:
     """Project to heads, turn by position, attend to what `look` shows, project back."""
     config = layer.config
-    q, k, v = (
-        _heads(project(tokens, layer.named[f"attention.{name}"]), config.head_dim)
-        for name, tokens in (("query", pick(x)), ("key", x), ("value", x))
-    )
+    q, k, v = (_heads(each, config.head_dim) for each in layer.project(x, TOGETHER[0]))
+    q = pick(q)
     if config.qk_norm:
         q, k = layer.norm(q, "attention.query_norm"), layer.norm(k, "attention.key_norm")
     q, k = rotate(q, *map(pick, rotation)) * config.query_scale, rotate(k, *rotation)
@@ -153,8 +170,8 @@ def _heads(x: Float[Array, "B T NH"], head_dim: int) -> Float[Array, "B T N H"]:
 
 def _feed_forward(x: Float[Array, "B T D"], layer: _Layer) -> Float[Array, "B T D"]:
     """GeGLU with the tanh approximation of GELU, whatever a checkpoint's legacy field says."""
-    gate = ops.gelu(project(x, layer.named["mlp.gate"]), approximate=True)
-    return project(gate * project(x, layer.named["mlp.up"]), layer.named["mlp.down"])
+    gate, up = layer.project(x, TOGETHER[1])
+    return project(ops.gelu(gate, approximate=True) * up, layer.named["mlp.down"])
 
 
 def _block(
@@ -289,7 +306,7 @@ def forward_cached(
 
     The last layer computes no more than the tokens that `pick` takes. `turns` are `rotations` of the span's positions,
     computed before: within one compiled pass XLA would compute them again for every head of every layer. `layer` is
-    `layer_pass`, or that compiled.
+    `layer_pass`, or that compiled, for the layers that compute all tokens.
 
     >>> config = GemmaConfig(vocab_size=8, num_layers=1, model_dim=4, num_heads=1, num_kv_heads=1, mlp_dim=4)
     >>> from gemmary.formats.tensors import weights
@@ -310,7 +327,7 @@ def forward_cached(
     for index, (window, (keys, values)) in enumerate(zip(config.windows, cache, strict=True)):
         before = [(span.read(keys), span.read(values), past[window, keys.shape[2]])] if span.past else []
         is_last = index == config.num_layers - 1 and ids.shape[1] > 1
-        run = partial(layer, pick=pick) if is_last else layer
+        run = partial(layer_pass, pick=pick) if is_last else layer
         named, turn = _named(config, all_weights, index), turns[window is not None]
         x, pair = run(config, named, x, turn, before, own[window])
         fresh.append(pair)
