@@ -79,8 +79,7 @@ class KerasEngine:
         folder = cache_folder() / "torch"
         self._few = compile_part(layer_pass), compile_part(head)
         self._one = compile_part(layer_pass, folder), compile_part(head, folder)
-        self._rotations = compile_part(self._rotate)
-        self._turn = compile_pure(self._turn_pass)
+        self._turn = compile_pure(compile_part(self._turn_pass))
         self._logits, self._score = compile_pure(self._logits_pass), compile_pure(self._score_pass)
         self._sum = compile_pure(self._sum_pass)
         self._write = compile_pure(_write_pass, donate=True)
@@ -204,9 +203,6 @@ class KerasEngine:
         return min(past, self._max_length)
 
     def _turn_pass(self, length: int, places: Any) -> Any:
-        return self._rotations(length, places)
-
-    def _rotate(self, length: int, places: Any) -> Any:
         return rotations(self._config, _span(places, 0).positions(length))
 
     def _logits_pass(self, past: int, weights: Any, ids: Any, turns: Any, places: Any, cache: Any) -> Any:

@@ -321,8 +321,8 @@ def forward_cached(
     """
     positions = span.positions(ids.shape[1])
     own = {window: attention_mask(positions, positions, window) for window in dict.fromkeys(config.windows)}
-    rings = {(window, keys.shape[2]) for window, (keys, _) in zip(config.windows, cache, strict=True) if span.past}
-    past = {(window, ring): attention_mask(positions, span.seen(ring), window) for window, ring in rings}
+    sizes = [(window, keys.shape[2]) for window, (keys, _) in zip(config.windows, cache, strict=True) if span.past]
+    past = {(window, ring): attention_mask(positions, span.seen(ring), window) for window, ring in dict.fromkeys(sizes)}
     x, fresh = embed(config, all_weights["embedding"], ids, dtype), []
     for index, (window, (keys, values)) in enumerate(zip(config.windows, cache, strict=True)):
         before = [(span.read(keys), span.read(values), past[window, keys.shape[2]])] if span.past else []
