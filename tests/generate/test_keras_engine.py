@@ -19,11 +19,11 @@ from gemmary.base.config import GemmaConfig
 from gemmary.base.errors import InputError
 from gemmary.formats.checkpoint import open_checkpoint
 from gemmary.formats.content import Checkpoint
-from gemmary.generate import keras_engine
 from gemmary.generate.batched import BatchedGenerator
 from gemmary.generate.generator import Chunk
 from gemmary.generate.keras_engine import KerasEngine
 from gemmary.generate.request import Completion, Request
+from gemmary.model import gemma
 from gemmary.model.compiled import compile_pure
 from gemmary.model.gemma import forward, head
 from gemmary.model.weights import load_weights, numpy_array
@@ -301,8 +301,8 @@ def test_weights_that_are_not_finite_fail_the_request(golden: Path) -> None:
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows when Python walks through a layer: to compile or to trace it, or on PyTorch to run it."""
     walked: list[int] = []
-    original = keras_engine.layer_pass
-    monkeypatch.setattr(keras_engine, "layer_pass", lambda *given, **more: walked.append(0) or original(*given, **more))
+    original = gemma.layer_pass
+    monkeypatch.setattr(gemma, "layer_pass", lambda *given, **more: walked.append(0) or original(*given, **more))
     return walked
 
 

@@ -28,7 +28,7 @@ try:
 
     from gemmary.model.cache import Span, allocate, write
     from gemmary.model.compiled import compile_part, compile_pure, keep_compiled
-    from gemmary.model.gemma import every, forward_cached, head, layer_pass, rotations
+    from gemmary.model.gemma import cached_layer_pass, embed, every, forward_cached, head, layer_weights, sights
     from gemmary.model.layers import rms_norm
     from gemmary.model.weights import as_matrices, load_weights, numpy_array, use_huge_pages
 except ImportError as error:
@@ -72,14 +72,17 @@ class KerasEngine:
         keep_compiled(cache_folder() / "jax")
         self._config, self._num_slots, self._max_length = checkpoint.config, num_slots, length
         self._chunk_length, self._dtype = min(chunk_length, length), dtype
-        self._weights = as_matrices(self._config, load_weights(checkpoint, dtype))
-        use_huge_pages(self._weights)
+        arrays = as_matrices(self._config, load_weights(checkpoint, dtype))
+        use_huge_pages(arrays)
+        self._ends = {name: arrays[name] for name in ("embedding", "final_norm")}
+        self._layers = [layer_weights(self._config, arrays, index) for index in range(self._config.num_layers)]
         self._cache = allocate(self._config, slots=num_slots, length=length, chunk=self._chunk_length, dtype=dtype)
         self._rings = Rings(self._config, num_slots=num_slots, max_length=length, chunk_length=self._chunk_length)
         folder = cache_folder() / "torch"
-        self._few = compile_part(layer_pass), compile_part(head)
-        self._one = compile_part(layer_pass, folder), compile_part(head, folder)
-        self._turn = compile_pure(compile_part(self._turn_pass))
+        self._few = compile_part(cached_layer_pass), compile_part(head)
+        self._one = compile_part(cached_layer_pass, folder), compile_part(head, folder)
+        self._start = compile_pure(compile_part(self._start_pass))
+        self._start_one = compile_pure(compile_part(self._start_pass, folder))
         self._logits, self._score = compile_pure(self._logits_pass), compile_pure(self._score_pass)
         self._sum = compile_pure(self._sum_pass)
         self._write = compile_pure(_write_pass, donate=True)
@@ -121,10 +124,7 @@ class KerasEngine:
         places = {at: place for place, at in enumerate(at for at, chunk in enumerate(chunks) if chunk.num_logits)}
         logits = np.empty((len(places), self._config.vocab_size), np.float32)
         for batch in self._batches(chunks):
-            turns = self._turn(batch.ids.shape[1], batch.places)
-            found, fresh = self._logits(batch.past, self._weights, batch.ids, turns, batch.places, self._cache)
-            self._cache = self._write(0, self._cache, fresh, batch.places)
-            found = numpy_array(found)
+            found = numpy_array(self._run(self._logits, batch))
             for row, at in batch.rows():
                 if at in places:
                     logits[places[at]] = found[row]
@@ -141,10 +141,7 @@ class KerasEngine:
             wanted = np.zeros_like(batch.ids)
             for row, at in batch.rows():
                 wanted[row, : len(targets[at])] = targets[at]
-            turns = self._turn(batch.ids.shape[1], batch.places)
-            judged, fresh = self._score(batch.past, self._weights, wanted, batch.ids, turns, batch.places, self._cache)
-            self._cache = self._write(0, self._cache, fresh, batch.places)
-            log_probs, is_greedy = (numpy_array(each) for each in judged)
+            log_probs, is_greedy = map(numpy_array, self._run(self._score, batch, wanted))
             for row, at in batch.rows():
                 length = len(targets[at])
                 scores[at] = Score(log_probs=log_probs[row, :length], is_greedy=is_greedy[row, :length])
@@ -154,10 +151,7 @@ class KerasEngine:
         """Run the chunks; of each the sum over its tokens of the final norm's output, (number of chunks, D)."""
         sums = np.empty((len(chunks), self._config.model_dim), np.float32)
         for batch in self._batches(chunks):
-            turns = self._turn(batch.ids.shape[1], batch.places)
-            found, fresh = self._sum(batch.past, self._weights, batch.ids, turns, batch.places, self._cache)
-            self._cache = self._write(0, self._cache, fresh, batch.places)
-            found = numpy_array(found)
+            found = numpy_array(self._run(self._sum, batch))
             for row, at in batch.rows():
                 sums[at] = found[row]
         return sums
@@ -202,39 +196,48 @@ class KerasEngine:
             past *= 4
         return min(past, self._max_length)
 
-    def _turn_pass(self, length: int, places: Any) -> Any:
-        return rotations(self._config, _span(places, 0).positions(length))
+    def _run(self, layers: Callable[..., Any], batch: "_Batch", *more: Any) -> Any:
+        """What one of the passes below finds for a batch, whose keys and values are in the cache then."""
+        start = self._start_one if batch.ids.size == 1 else self._start
+        x, seen = start(batch.past, self._ends["embedding"], batch.ids, batch.places)
+        found, fresh = layers(None, (self._layers, self._ends), x, seen, batch.places, self._cache, *more)
+        self._cache = self._write(None, self._cache, fresh, batch.places)
+        return found
 
-    def _logits_pass(self, past: int, weights: Any, ids: Any, turns: Any, places: Any, cache: Any) -> Any:
-        x, fresh = self._forward(past, weights, ids, turns, places, cache, _span(places, past).last)
-        ends = {name: weights[name] for name in ("final_norm", "embedding")}
-        return self._parts(ids)[1](self._config, ends, x)[:, 0], fresh
+    def _start_pass(self, past: int, table: Any, ids: Any, places: Any) -> Any:
+        rings = [keys.shape[2] for keys, _ in self._cache]
+        seen = sights(self._config, _span(places, past), ids.shape[1], rings)
+        return embed(self._config, table, ids, self._dtype), seen
 
-    def _score_pass(self, past: int, weights: Any, targets: Any, ids: Any, turns: Any, places: Any, cache: Any) -> Any:
-        x, fresh = self._forward(past, weights, ids, turns, places, cache, every)
+    def _logits_pass(self, _: None, weights: Any, x: Any, seen: Any, places: Any, cache: Any) -> Any:
+        x, fresh = self._forward(weights, x, seen, places, cache, _span(places).last)
+        return self._parts(x)[1](self._config, weights[1], x)[:, 0], fresh
+
+    def _score_pass(self, _: None, weights: Any, x: Any, seen: Any, places: Any, cache: Any, targets: Any) -> Any:
+        x, fresh = self._forward(weights, x, seen, places, cache, every)
         step = max(1, _SCORED_AT_ONCE // x.shape[0])
         parts = [slice(first, first + step) for first in range(0, x.shape[1], step)]
-        judged = [_judged(head(self._config, weights, x[:, part]), targets[:, part]) for part in parts]
+        judged = [_judged(head(self._config, weights[1], x[:, part]), targets[:, part]) for part in parts]
         log_probs, is_greedy = zip(*judged, strict=True)
         return (ops.concatenate(log_probs, axis=1), ops.concatenate(is_greedy, axis=1)), fresh
 
-    def _sum_pass(self, past: int, weights: Any, ids: Any, turns: Any, places: Any, cache: Any) -> Any:
-        x, fresh = self._forward(past, weights, ids, turns, places, cache, every)
-        x = rms_norm(x, weights["final_norm"], eps=self._config.norm_eps, plus_one=self._config.norm_plus_one)
-        is_token = ops.arange(ids.shape[1], dtype="int32") < ops.expand_dims(places[2], 1)
+    def _sum_pass(self, _: None, weights: Any, x: Any, seen: Any, places: Any, cache: Any) -> Any:
+        x, fresh = self._forward(weights, x, seen, places, cache, every)
+        x = rms_norm(x, weights[1]["final_norm"], eps=self._config.norm_eps, plus_one=self._config.norm_plus_one)
+        is_token = ops.arange(x.shape[1], dtype="int32") < ops.expand_dims(places[2], 1)
         return ops.sum(ops.where(ops.expand_dims(is_token, 2), ops.cast(x, "float32"), 0.0), axis=1), fresh
 
     def _forward(
-        self, past: int, weights: Any, ids: Any, turns: Any, places: Any, cache: Any, pick: Callable[[Any], Any]
-    ) -> Any:
-        span, (layer, _) = _span(places, past), self._parts(ids)
-        return forward_cached(self._config, weights, ids, turns, span, cache, pick=pick, dtype=self._dtype, layer=layer)
+        self, weights: Any, x: Any, seen: Any, places: Any, cache: Any, pick: Callable[[Any], Any]
+    ) -> tuple[Any, Any]:
+        layer, _ = self._parts(x)
+        return forward_cached(self._config, weights[0], x, seen, places[0], cache, pick=pick, layer=layer)
 
-    def _parts(self, ids: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    def _parts(self, x: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
         """What computes a layer and the head: libraries for the sizes that a long text and its continuation have."""
-        rows, length = ids.shape
+        rows, length, _ = x.shape
         if length > 1 and (rows, length) != (1, self._chunk_length):
-            return layer_pass, head
+            return cached_layer_pass, head
         return self._few if rows > 1 else self._one
 
 
@@ -252,12 +255,12 @@ class _Batch:
         return [(row, at) for row, at in enumerate(self.order) if at is not None]
 
 
-def _span(places: Any, past: int) -> Span:
+def _span(places: Any, past: int = 0) -> Span:
     return Span(places[0], places[1], places[2], past)
 
 
-def _write_pass(past: int, cache: Any, fresh: Any, places: Any) -> Any:
-    return write(cache, fresh, _span(places, past))
+def _write_pass(_: None, cache: Any, fresh: Any, places: Any) -> Any:
+    return write(cache, fresh, _span(places))
 
 
 def _judged(logits: Any, targets: Any) -> tuple[Any, Any]:

@@ -52,8 +52,6 @@ class Span:
     [8, 9]
     >>> [int(position) for position in span.seen(6)[0]]
     [6, 7, 2, 3, 4, 5]
-    >>> tuple(span.read(ops.zeros((1, 1, 6, 4))).shape)
-    (1, 1, 6, 4)
     """
 
     slots: Int[Array, "B"]  # each once; all of them in order when B is their number
@@ -81,11 +79,16 @@ class Span:
         """The position at each index of a ring that is looked at, before the chunk; below 0 where there is none."""
         return _held(self.starts - 1, ring)[:, : min(ring, self.past)]
 
-    def read(self, store: Shaped[Array, "slots K R H"]) -> Float[Array, "B K S H"]:
-        """What is looked at of the slots' rings."""
-        part = store[:, :, : min(store.shape[2], self.past)]
-        part = part if part.shape[0] == self.slots.shape[0] else ops.take(part, self.slots, axis=0)
-        return ops.view(part, "bfloat16") if keras.backend.standardize_dtype(store.dtype) == _BITS else part
+
+def read(store: Shaped[Array, "slots K R H"], slots: Int[Array, "B"], size: int) -> Float[Array, "B K S H"]:
+    """The first S places of some slots' rings, as in `Span.seen`.
+
+    >>> tuple(read(ops.zeros((2, 1, 6, 4)), ops.array([1], "int32"), 5).shape)
+    (1, 1, 5, 4)
+    """
+    part = store[:, :, :size]
+    part = part if part.shape[0] == slots.shape[0] else ops.take(part, slots, axis=0)
+    return ops.view(part, "bfloat16") if keras.backend.standardize_dtype(store.dtype) == _BITS else part
 
 
 def _held(last: Int[Array, "B"], ring: int) -> Int[Array, "B R"]:

@@ -29,10 +29,10 @@ _XLA_SETTINGS = {"xla_cpu_prefer_vector_width": 512}  # 256 unless told; where t
 
 
 def compile_pure(function: Pure, *, donate: bool = False) -> Pure:
-    """The function, compiled; its first argument is a constant, the others are arrays, of NumPy too, or nests of them.
+    """The function, compiled; its first argument is a constant, the others are arrays, of NumPy too, or nests.
 
-    With `donate` the second argument's memory is taken for the result. On JAX products of float32 are float32 on every
-    device, where its default on a GPU or TPU is less.
+    Nests hold arrays of the backend alone. With `donate` the second argument's memory is taken for the result. On JAX
+    products of float32 are float32 on every device, where its default on a GPU or TPU is less.
 
     >>> from keras import ops
     >>> float(compile_pure(lambda power, x: x**power)(2, ops.array(3.0)))
@@ -99,7 +99,7 @@ class _Direct:
         import torch
 
         with torch.inference_mode():
-            return self._function(constant, *_tensors(arguments))
+            return self._function(constant, *map(_tensor, arguments))
 
 
 class _Part:
@@ -107,16 +107,17 @@ class _Part:
 
     def __init__(self, function: Pure, folder: Path | None) -> None:
         self._function, self._folder = function, folder
-        self._made: dict[object, tuple[Pure, Any]] = {}
+        self._made: list[tuple[object, Any, Pure, Any]] = []  # what for, a check of layouts, what runs, its results
 
     def __call__(self, constant: object, *arguments: Any) -> Any:
         tree: Any = arguments
         flat, spec = optree.tree_flatten(tree)
-        key = (constant, spec, tuple(map(_layout, flat)))
-        if key not in self._made:
-            self._made[key] = self._make(constant, flat, spec)
-        run, results = self._made[key]
-        return optree.tree_unflatten(results, run(flat))
+        wanted = constant, spec
+        for known, layouts, run, results in self._made:
+            if known == wanted and layouts.check(*flat):
+                return optree.tree_unflatten(results, run(flat))
+        self._made.append((wanted, _layouts(flat), *self._make(constant, flat, spec)))
+        return self(constant, *arguments)
 
     def _make(self, constant: object, flat: list[Any], spec: Any) -> tuple[Pure, Any]:
         from torch.fx.experimental.proxy_tensor import make_fx
@@ -133,6 +134,15 @@ class _Part:
         if library is None:
             self._folder = None  # nor for other shapes
         return library or (lambda arrays: trace(*arrays)), results[0]
+
+
+def _layouts(flat: Sequence[Any]) -> Any:
+    """What checks, in C++, that tensors have the shapes, strides, precisions and devices of these."""
+    from torch._C._dynamo.guards import TensorGuards
+
+    sizes: Any = [list(each.shape) for each in flat]
+    strides: Any = [list(each.stride()) for each in flat]
+    return TensorGuards(*flat, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides)
 
 
 def _layout(array: Any) -> object:
@@ -213,11 +223,10 @@ def _shortened(trace: Any) -> Any:
     return trace
 
 
-def _tensors(arguments: Any) -> Any:
-    """Arrays of NumPy as tensors on the device that Keras runs on; all else as it is."""
+def _tensor(argument: Any) -> Any:
+    """An array of NumPy as a tensor on the device that Keras runs on; all else as it is."""
     import torch
 
-    def tensor(each: Any) -> Any:
-        return keras.ops.convert_to_tensor(torch.from_numpy(each)) if isinstance(each, np.ndarray) else each
-
-    return optree.tree_map(tensor, arguments)
+    if isinstance(argument, np.ndarray):
+        return keras.ops.convert_to_tensor(torch.from_numpy(argument))
+    return argument

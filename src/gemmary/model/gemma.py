@@ -10,15 +10,15 @@ on PyTorch and TensorFlow, and differentiated by `train/`. As a Keras model it i
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxtyping import Bool, Float, Int
 from keras import ops
 
 from gemmary.base.config import GemmaConfig
 from gemmary.formats.tensors import rows
-from gemmary.model.cache import Pair, Span
-from gemmary.model.layers import product, project, rms_norm, rope_angles, rotate, sines, softcap
+from gemmary.model.cache import Pair, Span, read
+from gemmary.model.layers import product, project, rms_norm, rope_angles, rotate, row_products, sines, softcap
 
 Array = Any
 Weights = Mapping[str, Array]
@@ -74,7 +74,13 @@ def _paths(config: GemmaConfig, index: int) -> list[tuple[str, str]]:
     return [(name, f"layers.{index}.{name}") for name in (*_outputs(config), *map(" ".join, TOGETHER))]
 
 
-def _named(config: GemmaConfig, all_weights: Weights, index: int) -> dict[str, Array]:
+def layer_weights(config: GemmaConfig, all_weights: Weights, index: int) -> dict[str, Array]:
+    """A layer's weights by their names in the table without the layer.
+
+    >>> config = GemmaConfig(vocab_size=8, num_layers=1, model_dim=4, num_heads=1, num_kv_heads=1, mlp_dim=4)
+    >>> list(layer_weights(config, {"embedding": 1, "layers.0.mlp.down": 2}, 0))
+    ['mlp.down']
+    """
     return {name: all_weights[path] for name, path in _paths(config, index) if path in all_weights}
 
 
@@ -122,10 +128,7 @@ def attend(q: Float[Array, "B T N H"], parts: Sequence[Part], cap: float | None)
 def _scores(
     q: Float[Array, "B K TG H"], keys: Float[Array, "B K S H"], mask: Bool[Array, "B T S"], cap: float | None
 ) -> Float[Array, "B K TG S"]:
-    if q.shape[2] < q.shape[3]:  # few queries: turning the scores costs less than turning the keys
-        scores = ops.swapaxes(product(keys, ops.swapaxes(q, 2, 3), "float32"), 2, 3)
-    else:
-        scores = product(q, ops.swapaxes(keys, 2, 3), "float32")  # bfloat16 loses the small exponentials
+    scores = row_products(q, keys, "float32")  # bfloat16 loses the small exponentials
     (_, kv_heads, rows, size), length = scores.shape, mask.shape[1]
     grouped = ops.reshape(softcap(scores, cap), (-1, kv_heads, length, rows // length, size))
     masked = ops.where(ops.expand_dims(ops.expand_dims(mask, 1), 3), grouped, NEGATIVE)
@@ -249,7 +252,7 @@ def forward(
     run = remat(_whole) if remat else _whole
     x = embed(config, all_weights["embedding"], ids, dtype)
     for index, window in enumerate(config.windows):
-        x = run(config, _named(config, all_weights, index), x, turns[window is not None], masks[window])
+        x = run(config, layer_weights(config, all_weights, index), x, turns[window is not None], masks[window])
     return x
 
 
@@ -272,7 +275,7 @@ def layer_pass(
 ) -> tuple[Float[Array, "B Q D"], Pair]:
     """One layer for the next chunk of tokens, which attend to `before` and to themselves; its keys and values too.
 
-    `named` are the layer's weights by their names in the table without the layer.
+    `named` are the layer's `layer_weights`.
 
     >>> config = GemmaConfig(vocab_size=8, num_layers=1, model_dim=4, num_heads=1, num_kv_heads=1, mlp_dim=4)
     >>> zeros = {row.path.removeprefix("layers.{i}."): ops.zeros(row.shape(config)) for row in rows(config)[1:-1]}
@@ -290,45 +293,82 @@ def layer_pass(
     return _block(x, _Layer(config, named), turn, look, pick), fresh[0]
 
 
+class Sight(NamedTuple):
+    """What a layer must know of a chunk's positions: their rotation, and who sees whom in the chunk and in the ring."""
+
+    turn: Rotation
+    own: Bool[Array, "B T T"]
+    past: Bool[Array, "B T S"] | None  # None where nothing was run before
+
+
+def sights(config: GemmaConfig, span: Span, length: int, rings: Sequence[int]) -> list[Sight]:
+    """Of a chunk of that length, the Sight of each kind of layers, first the first layer's; `rings` are all layers'.
+
+    >>> config = GemmaConfig(vocab_size=8, num_layers=1, model_dim=4, num_heads=1, num_kv_heads=1, mlp_dim=4)
+    >>> span = Span(*(ops.array([number], "int32") for number in (0, 1, 3)), past=2)
+    >>> [sight] = sights(config, span, 3, [16])
+    >>> tuple(sight.own.shape), tuple(sight.past.shape)
+    ((1, 3, 3), (1, 3, 2))
+    """
+    positions = span.positions(length)
+    found = []
+    for window, ring in dict(zip(config.windows, rings, strict=True)).items():  # layers of one window have rings alike
+        past = attention_mask(positions, span.seen(ring), window) if span.past else None
+        own = attention_mask(positions, positions, window)
+        found.append(Sight(rotations(config, positions)[window is not None], own, past))
+    return found
+
+
+def cached_layer_pass(
+    config: GemmaConfig,
+    named: Weights,
+    x: Float[Array, "B T D"],
+    sight: Sight,
+    rings: Pair,
+    slots: Int[Array, "B"],
+    *,
+    pick: Pick = every,
+) -> tuple[Float[Array, "B Q D"], Pair]:
+    """`layer_pass` for the next chunk of some slots, which attend to what was run before in the layer's rings too."""
+    seen = sight.past
+    before = [] if seen is None else [(*(read(ring, slots, seen.shape[2]) for ring in rings), seen)]
+    return layer_pass(config, named, x, sight.turn, before, sight.own, pick=pick)
+
+
 def forward_cached(
     config: GemmaConfig,
-    all_weights: Weights,
-    ids: Int[Array, "B T"],
-    turns: Rotations,
-    span: Span,
+    layers: Sequence[Weights],
+    x: Float[Array, "B T D"],
+    sights: Sequence[Sight],
+    slots: Int[Array, "B"],
     cache: Sequence[Pair],
     *,
     pick: Pick,
-    dtype: str,
-    layer: Callable[..., tuple[Array, Pair]] = layer_pass,
+    layer: Callable[..., tuple[Array, Pair]] = cached_layer_pass,
 ) -> tuple[Float[Array, "B Q D"], list[Pair]]:
     """The last layer's output for the next chunk of some slots, and the keys and values to `write` into the cache.
 
-    The last layer computes no more than the tokens that `pick` takes. `turns` are `rotations` of the span's positions,
-    computed before: within one compiled pass XLA would compute them again for every head of every layer. `layer` is
-    `layer_pass`, or that compiled, for the layers that compute all tokens.
+    `layers` are all `layer_weights`, `x` is the chunk's `embed`. The last layer computes no more than the tokens that
+    `pick` takes. The `sights` are computed before: within one compiled pass XLA would compute them again for every head
+    of every layer. `layer` is `cached_layer_pass`, or that compiled, for the layers that compute all tokens.
 
     >>> config = GemmaConfig(vocab_size=8, num_layers=1, model_dim=4, num_heads=1, num_kv_heads=1, mlp_dim=4)
     >>> from gemmary.formats.tensors import weights
     >>> zeros = {path: ops.zeros(row.shape(config)) for path, row, _ in weights(config)}
+    >>> layers = [layer_weights(config, zeros, 0)]
     >>> from gemmary.model.cache import allocate
     >>> cache = allocate(config, slots=1, length=16, chunk=3, dtype="float32")
     >>> span = Span(*(ops.array([number], "int32") for number in (0, 0, 3)), past=0)
-    >>> ids, turns = ops.zeros((1, 3), "int32"), rotations(config, span.positions(3))
-    >>> x, fresh = forward_cached(config, zeros, ids, turns, span, cache, pick=span.last, dtype="float32")
+    >>> seen = sights(config, span, 3, [16])
+    >>> x, fresh = forward_cached(config, layers, ops.ones((1, 3, 4)), seen, span.slots, cache, pick=span.last)
     >>> tuple(x.shape), tuple(fresh[0][0].shape)
     ((1, 1, 4), (1, 1, 3, 256))
     """
-    positions = span.positions(ids.shape[1])
-    own = {window: attention_mask(positions, positions, window) for window in dict.fromkeys(config.windows)}
-    sizes = [(window, keys.shape[2]) for window, (keys, _) in zip(config.windows, cache, strict=True) if span.past]
-    past = {(window, ring): attention_mask(positions, span.seen(ring), window) for window, ring in dict.fromkeys(sizes)}
-    x, fresh = embed(config, all_weights["embedding"], ids, dtype), []
-    for index, (window, (keys, values)) in enumerate(zip(config.windows, cache, strict=True)):
-        before = [(span.read(keys), span.read(values), past[window, keys.shape[2]])] if span.past else []
-        is_last = index == config.num_layers - 1 and ids.shape[1] > 1
-        run = partial(layer_pass, pick=pick) if is_last else layer
-        named, turn = _named(config, all_weights, index), turns[window is not None]
-        x, pair = run(config, named, x, turn, before, own[window])
+    by_window = dict(zip(dict.fromkeys(config.windows), sights, strict=True))
+    length, fresh = x.shape[1], []
+    for index, (named, window, rings) in enumerate(zip(layers, config.windows, cache, strict=True)):
+        is_last = index == config.num_layers - 1 and length > 1
+        run = partial(cached_layer_pass, pick=pick) if is_last else layer
+        x, pair = run(config, named, x, by_window[window], rings, slots)
         fresh.append(pair)
     return x, fresh

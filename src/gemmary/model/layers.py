@@ -122,6 +122,20 @@ def product(a: Float[Array, "*rest M K"], b: Float[Array, "*some K N"], dtype: A
     return ops.cast(multiply(a, b), dtype)
 
 
+def row_products(a: Float[Array, "*rest M K"], b: Float[Array, "*rest N K"], dtype: Any) -> Float[Array, "*rest M N"]:
+    """The products of a's rows with b's, in `dtype`.
+
+    For few rows of a it costs less to turn the result than b, but in PyTorch's float32, which reads b as it lies.
+
+    >>> row_products(ops.ones((1, 3)), ops.ones((2, 3)), "float32").shape == (1, 2)
+    True
+    """
+    is_turned_free = keras.backend.backend() == "torch" and keras.backend.standardize_dtype(b.dtype) == "float32"
+    if a.shape[-2] < a.shape[-1] and not is_turned_free:
+        return ops.swapaxes(product(b, ops.swapaxes(a, -2, -1), dtype), -2, -1)
+    return product(a, ops.swapaxes(b, -2, -1), dtype)
+
+
 @cache
 def _wide_product() -> Callable[[Array, Array], Array]:
     """JAX's product with a float32 result; its gradient multiplies slopes rounded to the factors' precision."""
