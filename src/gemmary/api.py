@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 from gemmary.base.errors import FileError, InputError, MissingExtraError
+from gemmary.base.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from gemmary.base.config import GemmaConfig
@@ -180,6 +181,7 @@ def _keras_backend(wanted: str | None) -> Backend:
     os.environ["KERAS_BACKEND"] = backend
     if backend == "torch":  # large arrays in huge pages: fetching small ones takes a tenth of a training step
         os.environ["THP_MEM_ALLOC_ENABLE"] = os.environ.get("THP_MEM_ALLOC_ENABLE") or "1"
+        keep_freed_memory()
     return backend
 
 

@@ -27,7 +27,7 @@ try:
     from keras import backend, ops
 
     from gemmary.model.cache import Span, allocate, write
-    from gemmary.model.compiled import compile_part, compile_pure, keep_compiled
+    from gemmary.model.compiled import FOR_ROWS, compile_part, compile_pure, keep_compiled
     from gemmary.model.gemma import cached_layer_pass, embed, every, forward_cached, head, layer_weights, sights
     from gemmary.model.layers import rms_norm
     from gemmary.model.weights import as_matrices, load_weights, numpy_array, use_huge_pages
@@ -80,7 +80,7 @@ class KerasEngine:
         self._rings = Rings(self._config, num_slots=num_slots, max_length=length, chunk_length=self._chunk_length)
         folder = cache_folder() / "torch"
         self._few = compile_part(cached_layer_pass), compile_part(head)
-        self._one = compile_part(cached_layer_pass, folder), compile_part(head, folder)
+        self._one = compile_part(cached_layer_pass, folder, FOR_ROWS), compile_part(head, folder, FOR_ROWS)
         self._start = compile_pure(compile_part(self._start_pass))
         self._start_one = compile_pure(compile_part(self._start_pass, folder))
         self._logits, self._score = compile_pure(self._logits_pass), compile_pure(self._score_pass)

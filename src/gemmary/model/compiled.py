@@ -8,8 +8,9 @@ PyTorch      a pass as it is, but for parts that run for every token: these as a
 """
 
 import hashlib
+import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ from gemmary.formats.storage import written_whole
 
 Pure = Callable[..., Any]
 
-# of PyTorch's compiler, which adds to what it is given: what a product reads is computed before it, not inside its
-# loop, once again for each row
-_SETTINGS = {"realize_opcount_threshold": 2}
+_log = logging.getLogger(__name__)
+
+# for PyTorch's compiler, of a part that multiplies one row: what a product reads is computed before it, not inside its
+# loop, once again for each column; a training step would take 4% longer
+FOR_ROWS = {"realize_opcount_threshold": 2}
 _XLA_SETTINGS = {"xla_cpu_prefer_vector_width": 512}  # 256 unless told; where there are no such vectors, what there is
 
 
@@ -58,18 +61,18 @@ def compile_pure(function: Pure, *, donate: bool = False) -> Pure:
     return _Direct(function)
 
 
-def compile_part(function: Pure, folder: Path | None = None) -> Pure:
+def compile_part(function: Pure, folder: Path | None = None, settings: Mapping[str, Any] | None = None) -> Pure:
     """A part of a pass that runs again and again and writes nothing in place; arguments as for `compile_pure`.
 
     JAX and TensorFlow compile it with the pass. PyTorch traces it when it meets new shapes, which takes a fraction of a
     second and saves Keras's 20 us an operator; with a folder for libraries it compiles one, or takes it from there.
-    That takes 10 s or so.
+    That takes 10 s or so, which is said before; `settings` are for PyTorch's compiler.
 
     >>> from keras import ops
     >>> float(compile_part(lambda power, x: x**power)(2, ops.array(3.0)))
     9.0
     """
-    return _Part(function, folder) if keras.backend.backend() == "torch" else function
+    return _Part(function, folder, dict(settings or {})) if keras.backend.backend() == "torch" else function
 
 
 def keep_compiled(folder: Path) -> None:
@@ -105,8 +108,8 @@ class _Direct:
 class _Part:
     """PyTorch's: a trace or a library for each constant and set of layouts."""
 
-    def __init__(self, function: Pure, folder: Path | None) -> None:
-        self._function, self._folder = function, folder
+    def __init__(self, function: Pure, folder: Path | None, settings: dict[str, Any]) -> None:
+        self._function, self._folder, self._settings = function, folder, settings
         self._made: list[tuple[object, Any, Pure, Any]] = []  # what for, a check of layouts, what runs, its results
 
     def __call__(self, constant: object, *arguments: Any) -> Any:
@@ -130,7 +133,7 @@ class _Part:
             return found
 
         trace = _shortened(make_fx(flatly)(*flat))
-        library = self._folder and _library(trace, flat, self._folder)
+        library = self._folder and _library(trace, flat, self._folder, self._settings)
         if library is None:
             self._folder = None  # nor for other shapes
         return library or (lambda arrays: trace(*arrays)), results[0]
@@ -149,7 +152,7 @@ def _layout(array: Any) -> object:
     return array.shape, array.stride(), array.dtype, array.device
 
 
-def _library(trace: Any, flat: Sequence[Any], folder: Path) -> Pure | None:
+def _library(trace: Any, flat: Sequence[Any], folder: Path, settings: dict[str, Any]) -> Pure | None:
     """What a trace computes, in C++ compiled for this processor; None on a GPU, or where it cannot be compiled.
 
     A library is for the layouts and the number of threads that it was compiled with. Its name says all that it is for.
@@ -159,10 +162,10 @@ def _library(trace: Any, flat: Sequence[Any], folder: Path) -> Pure | None:
     if any(each.device.type != "cpu" for each in flat):
         return None
     constants = {name: each.tolist() for name, each in trace.state_dict().items()}
-    machine = (torch.__version__, torch.get_num_threads(), torch.cpu.get_capabilities(), _SETTINGS)
+    machine = (torch.__version__, torch.get_num_threads(), torch.cpu.get_capabilities(), settings)
     told = repr((trace.code, constants, list(map(_layout, flat)), machine))
     path = folder / f"{hashlib.sha256(told.encode()).hexdigest()}.pt2"
-    return _loaded(path) or (_loaded(path) if _compile(trace, flat, path) else None)
+    return _loaded(path) or (_loaded(path) if _compile(trace, flat, path, settings) else None)
 
 
 def _loaded(path: Path) -> Pure | None:
@@ -178,16 +181,19 @@ def _loaded(path: Path) -> Pure | None:
     return lambda arrays: loader.boxed_run(list(arrays))
 
 
-def _compile(trace: Any, flat: Sequence[Any], path: Path) -> bool:
+def _compile(trace: Any, flat: Sequence[Any], path: Path, settings: dict[str, Any]) -> bool:
     """Whether a trace could be compiled into a file, for which PyTorch wants a C++ compiler, and the file a place."""
     import torch
     from torch._inductor.exc import InductorError
 
+    _log.warning("PyTorch compiles a part of the model for this processor, once: 10 s or so")
     try:
         with warnings.catch_warnings(), written_whole(path) as file:
             warnings.simplefilter("ignore")  # of PyTorch about itself
             exported = torch.export.export(trace, tuple(flat))
-            torch._inductor.aoti_compile_and_package(exported, package_path=file, inductor_configs={**_SETTINGS})
+            torch._inductor.aoti_compile_and_package(
+                exported, package_path=file, inductor_configs={**settings}
+            )  # it adds to them
     except (InductorError, FileError) as error:
         why = str(error).strip().splitlines()[0]
         warnings.warn(f"PyTorch takes half as long again: expected to compile C++, but {why}", stacklevel=2)
