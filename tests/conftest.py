@@ -56,7 +56,7 @@ def no_libraries(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     """PyTorch compiles a library in 7 s or more: slow tests do so, others run the trace that it is made of."""
     compiled = sys.modules.get("gemmary.model.compiled")
     if compiled and not request.node.get_closest_marker("slow"):
-        monkeypatch.setattr(compiled, "_library", lambda trace, arrays, folder: None)
+        monkeypatch.setattr(compiled, "_library", lambda *given: None)
 
 
 @pytest.fixture(scope="session")

@@ -294,7 +294,11 @@ def layer_pass(
 
 
 class Sight(NamedTuple):
-    """What a layer must know of a chunk's positions: their rotation, and who sees whom in the chunk and in the ring."""
+    """What a layer must know of a chunk's positions: their rotation, and who sees whom in the chunk and in the ring.
+
+    >>> Sight(turn=(0, 1), own=True, past=None).own
+    True
+    """
 
     turn: Rotation
     own: Bool[Array, "B T T"]
