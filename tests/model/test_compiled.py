@@ -65,7 +65,7 @@ def test_a_trace_computes_what_the_function_does() -> None:
 
 def test_what_was_compiled_is_not_compiled_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Path] = []
-    monkeypatch.setattr(compiled, "_compile", lambda trace, arrays, path: asked.append(path))
+    monkeypatch.setattr(compiled, "_compile", lambda trace, arrays, path, settings: asked.append(path))
     assert_right(compile_part(part, folder))
     assert asked == []
     x, more = arguments()

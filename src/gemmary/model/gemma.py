@@ -333,7 +333,16 @@ def cached_layer_pass(
     *,
     pick: Pick = every,
 ) -> tuple[Float[Array, "B Q D"], Pair]:
-    """`layer_pass` for the next chunk of some slots, which attend to what was run before in the layer's rings too."""
+    """`layer_pass` for the next chunk of some slots, which attend to what was run before in the layer's rings too.
+
+    >>> config = GemmaConfig(vocab_size=8, num_layers=1, model_dim=4, num_heads=1, num_kv_heads=1, mlp_dim=4)
+    >>> zeros = {row.path.removeprefix("layers.{i}."): ops.zeros(row.shape(config)) for row in rows(config)[1:-1]}
+    >>> span = Span(*(ops.array([number], "int32") for number in (0, 1, 3)), past=2)
+    >>> [sight], rings = sights(config, span, 3, [16]), (ops.zeros((1, 1, 16, 256)),) * 2
+    >>> x, (k, v) = cached_layer_pass(config, zeros, ops.ones((1, 3, 4)), sight, rings, span.slots)
+    >>> float(x[0, 2, 3]), tuple(k.shape)
+    (1.0, (1, 1, 3, 256))
+    """
     seen = sight.past
     before = [] if seen is None else [(*(read(ring, slots, seen.shape[2]) for ring in rings), seen)]
     return layer_pass(config, named, x, sight.turn, before, sight.own, pick=pick)
