@@ -25,8 +25,8 @@ Pure = Callable[..., Any]
 
 _log = logging.getLogger(__name__)
 
-# for PyTorch's compiler, of a part that multiplies one row: what a product reads is computed before it, not inside its
-# loop, once again for each column; a training step would take 4% longer
+# for PyTorch's compiler, of the parts of a token: what a product reads is computed before it, not inside its loop, once
+# again for each column; a whole chunk bears it, a training step would take 4% longer
 FOR_ROWS = {"realize_opcount_threshold": 2}
 _XLA_SETTINGS = {"xla_cpu_prefer_vector_width": 512}  # 256 unless told; where there are no such vectors, what there is
 
@@ -119,8 +119,9 @@ class _Part:
         for known, layouts, run, results in self._made:
             if known == wanted and layouts.check(*flat):
                 return optree.tree_unflatten(results, run(flat))
-        self._made.append((wanted, _layouts(flat), *self._make(constant, flat, spec)))
-        return self(constant, *arguments)
+        run, results = self._make(constant, flat, spec)
+        self._made.append((wanted, _layouts(flat), run, results))
+        return optree.tree_unflatten(results, run(flat))
 
     def _make(self, constant: object, flat: list[Any], spec: Any) -> tuple[Pure, Any]:
         from torch.fx.experimental.proxy_tensor import make_fx
@@ -191,9 +192,8 @@ def _compile(trace: Any, flat: Sequence[Any], path: Path, settings: dict[str, An
         with warnings.catch_warnings(), written_whole(path) as file:
             warnings.simplefilter("ignore")  # of PyTorch about itself
             exported = torch.export.export(trace, tuple(flat))
-            torch._inductor.aoti_compile_and_package(
-                exported, package_path=file, inductor_configs={**settings}
-            )  # it adds to them
+            configs = {**settings}  # a copy: it adds to them
+            torch._inductor.aoti_compile_and_package(exported, package_path=file, inductor_configs=configs)
     except (InductorError, FileError) as error:
         why = str(error).strip().splitlines()[0]
         warnings.warn(f"PyTorch takes half as long again: expected to compile C++, but {why}", stacklevel=2)
