@@ -54,9 +54,8 @@ def one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def no_libraries(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """PyTorch compiles a library in 7 s or more: slow tests do so, others run the trace that it is made of."""
-    compiled = sys.modules.get("gemmary.model.compiled")
-    if compiled and not request.node.get_closest_marker("slow"):
-        monkeypatch.setattr(compiled, "_library", lambda *given: None)
+    if os.environ.get("KERAS_BACKEND") == "torch" and not request.node.get_closest_marker("slow"):
+        monkeypatch.setattr("gemmary.model.torch_parts._library", lambda *given: None)
 
 
 @pytest.fixture(scope="session")

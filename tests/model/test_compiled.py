@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from keras import ops
 
-from gemmary.model import compiled
 from gemmary.model.compiled import compile_part
 from gemmary.model.weights import numpy_array
 
@@ -65,7 +64,7 @@ def test_a_trace_computes_what_the_function_does() -> None:
 
 def test_what_was_compiled_is_not_compiled_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Path] = []
-    monkeypatch.setattr(compiled, "_compile", lambda trace, arrays, path, settings: asked.append(path))
+    monkeypatch.setattr("gemmary.model.torch_parts._compile", lambda flatly, flat, path, settings: asked.append(path))
     assert_right(compile_part(part, folder))
     assert asked == []
     x, more = arguments()

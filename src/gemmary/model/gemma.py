@@ -8,7 +8,7 @@ on PyTorch and TensorFlow, and differentiated by `train/`. As a Keras model it i
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache, partial
+from functools import cache
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -356,14 +356,13 @@ def forward_cached(
     slots: Int[Array, "B"],
     cache: Sequence[Pair],
     *,
-    pick: Pick,
-    layer: Callable[..., tuple[Array, Pair]] = cached_layer_pass,
+    pick: Pick = every,
 ) -> tuple[Float[Array, "B Q D"], list[Pair]]:
     """The last layer's output for the next chunk of some slots, and the keys and values to `write` into the cache.
 
     `layers` are all `layer_weights`, `x` is the chunk's `embed`. The last layer computes no more than the tokens that
     `pick` takes. The `sights` are computed before: within one compiled pass XLA would compute them again for every head
-    of every layer. `layer` is `cached_layer_pass`, or that compiled, for the layers that compute all tokens.
+    of every layer. A model's layers may be run in several stretches, each with a config of its own.
 
     >>> config = GemmaConfig(vocab_size=8, num_layers=1, model_dim=4, num_heads=1, num_kv_heads=1, mlp_dim=4)
     >>> from gemmary.formats.tensors import weights
@@ -378,10 +377,9 @@ def forward_cached(
     ((1, 1, 4), (1, 1, 3, 256))
     """
     by_window = dict(zip(dict.fromkeys(config.windows), sights, strict=True))
-    length, fresh = x.shape[1], []
+    last, fresh = config.num_layers - 1, []
     for index, (named, window, rings) in enumerate(zip(layers, config.windows, cache, strict=True)):
-        is_last = index == config.num_layers - 1 and length > 1
-        run = partial(cached_layer_pass, pick=pick) if is_last else layer
-        x, pair = run(config, named, x, by_window[window], rings, slots)
+        taken = pick if index == last else every
+        x, pair = cached_layer_pass(config, named, x, by_window[window], rings, slots, pick=taken)
         fresh.append(pair)
     return x, fresh
