@@ -201,9 +201,10 @@ class KerasEngine:
 
     def _run(self, layers: Callable[..., Any], batch: "_Batch", *more: Any) -> Any:
         """What one of the passes below finds for a batch, whose keys and values are in the cache then."""
+        ids, places, *others = map(ops.convert_to_tensor, (batch.ids, batch.places, *more))
         start = self._start_one if batch.ids.size == 1 else self._start
-        x, seen = start(batch.past, self._ends["embedding"], batch.ids, batch.places)
-        found, fresh = layers(None, (self._layers, self._ends), x, seen, batch.places, self._cache, *more)
+        x, seen = start(batch.past, self._ends["embedding"], ids, places)
+        found, fresh = layers(None, (self._layers, self._ends), x, seen, places, self._cache, *others)
         self._cache = self._write(None, self._cache, fresh, batch.places)
         return found
 

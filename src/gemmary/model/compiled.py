@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 
 Pure = Callable[..., Any]
 
@@ -22,9 +21,9 @@ _XLA_SETTINGS = {"xla_cpu_prefer_vector_width": 512}  # 256 unless told; where t
 
 
 def compile_pure(function: Pure, *, donate: bool = False) -> Pure:
-    """The function, compiled; its first argument is a constant, the others are arrays, of NumPy too, or nests.
+    """The function, compiled; its first argument is a constant, the others are arrays of the backend or nests of them.
 
-    Nests hold arrays of the backend alone. With `donate` the second argument's memory is taken for the result. On JAX
+    With `donate` the second argument's memory is taken for the result. On JAX
     products of float32 are float32 on every device, where its default on a GPU or TPU is less.
 
     >>> from keras import ops
@@ -96,13 +95,4 @@ class _Direct:
         import torch
 
         with torch.inference_mode():
-            return self._function(constant, *map(_tensor, arguments))
-
-
-def _tensor(argument: Any) -> Any:
-    """An array of NumPy as a tensor on the device that Keras runs on; all else as it is."""
-    import torch
-
-    if isinstance(argument, np.ndarray):
-        return keras.ops.convert_to_tensor(torch.from_numpy(argument))
-    return argument
+            return self._function(constant, *arguments)
