@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parts of a pass on PyTorch: a library is the trace, is kept, and is done without where it cannot be compiled."""
+"""Parts of a pass on PyTorch: a library computes what the trace does, is kept, and is done without where it must be."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -70,6 +70,37 @@ def test_what_was_compiled_is_not_compiled_again(folder: Path, monkeypatch: pyte
     x, more = arguments()
     compile_part(part, folder)(2, ops.transpose(ops.convert_to_tensor(numpy_array(x).T.copy())), more)
     assert len(asked) == 1  # other strides want a library of their own
+
+
+def test_a_record_tells_apart_what_computes_otherwise() -> None:
+    import torch
+
+    from gemmary.model.torch_parts import _Record
+
+    def record(function: Callable[..., Any]) -> str:
+        tensors = torch.ones(2, 2), torch.ones(2, 2)
+        noted = _Record(tensors)
+        with noted:
+            results = function(*tensors)
+        return noted.told(results)
+
+    known, alike = torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.0])
+    functions = [
+        lambda a, b: [a @ b],
+        lambda a, b: [b @ a],
+        lambda a, b: [a @ b, a],
+        lambda a, b: [(a @ b).sum(0)],
+        lambda a, b: [(a @ b).sum(1)],
+        lambda a, b: [a * 2.0],
+        lambda a, b: [a * 3.0],
+        lambda a, b: [a * known],
+        lambda a, b: [a * (known + 1.0)],
+        lambda a, b: [a],
+    ]
+    assert len({record(each) for each in functions}) == len(functions)
+    assert record(lambda a, b: [(a @ b) * known]) == record(lambda x, y: [torch.mm(x, y) * alike])
+    freed = record(lambda a, b: [(a + 1.0).sum() + (b + 1.0).sum()])  # the second may lie where the first has lain
+    assert freed != record(lambda a, b: [(a + 1.0).sum() + (a + 1.0).sum()])
 
 
 def test_a_damaged_library_is_compiled_anew(folder: Path, tmp_path: Path) -> None:
