@@ -54,7 +54,7 @@ def compile_part(function: Pure, folder: Path | None = None, settings: Mapping[s
     """A part of a pass that runs again and again and writes nothing in place; arguments as for `compile_pure`.
 
     JAX and TensorFlow compile it with the pass. PyTorch traces it when it meets new shapes, which saves Keras's 20 us
-    an operator; with a folder for libraries it compiles one, or takes it from there. A layer takes it 10 s or so, which
+    an operator; with a folder for libraries it compiles one, or takes it from there. That may take half a minute, which
     is said before; `settings` are for PyTorch's compiler.
 
     >>> from keras import ops

@@ -152,7 +152,7 @@ def _loaded(path: Path) -> Flat | None:
 
 def _compile(flatly: Callable[..., Any], flat: list[torch.Tensor], path: Path, settings: dict[str, Any]) -> bool:
     """Whether a function could be compiled into a file: PyTorch wants a C++ compiler for it, and the file a place."""
-    _log.warning("PyTorch compiles a part of the model for this processor, once: 10 s or so")
+    _log.warning("PyTorch compiles a part of the model for this processor, once: up to half a minute")
     try:
         with warnings.catch_warnings(), written_whole(path) as file:
             warnings.simplefilter("ignore")  # of PyTorch about itself
