@@ -37,6 +37,8 @@ _log = logging.getLogger(__name__)
 class Part:
     """A function of a constant and of nests of tensors; a trace or a library for each constant and set of layouts.
 
+    No tensor is given twice: the check of layouts would not know it again.
+
     >>> float(Part(lambda power, x: x**power, None, {})(2, torch.tensor(3.0)))
     9.0
     """
