@@ -62,6 +62,12 @@ def test_a_trace_computes_what_the_function_does() -> None:
         assert_right(run, rows)
 
 
+def test_a_tensor_given_twice_is_refused() -> None:
+    x, _ = arguments()
+    with pytest.raises(ValueError, match="given once each, got one twice"):
+        compile_part(lambda _, a, b: a + b)(None, x, x)
+
+
 def test_what_was_compiled_is_not_compiled_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Path] = []
     monkeypatch.setattr("gemmary.model.torch_parts._compile", lambda flatly, flat, path, settings: asked.append(path))

@@ -23,8 +23,8 @@ _XLA_SETTINGS = {"xla_cpu_prefer_vector_width": 512}  # 256 unless told; where t
 def compile_pure(function: Pure, *, donate: bool = False) -> Pure:
     """The function, compiled; its first argument is a constant, the others are arrays of the backend or nests of them.
 
-    With `donate` the second argument's memory is taken for the result. On JAX
-    products of float32 are float32 on every device, where its default on a GPU or TPU is less.
+    With `donate` the second argument's memory is taken for the result. On JAX products of float32 are float32 on every
+    device, where its default on a GPU or TPU is less.
 
     >>> from keras import ops
     >>> float(compile_pure(lambda power, x: x**power)(2, ops.array(3.0)))

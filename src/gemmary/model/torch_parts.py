@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 class Part:
     """A function of a constant and of nests of tensors; a trace or a library for each constant and set of layouts.
 
-    No tensor is given twice: the check of layouts would not know it again.
+    Raises ValueError where a tensor is given twice: the check of layouts knows no such arguments again.
 
     >>> float(Part(lambda power, x: x**power, None, {})(2, torch.tensor(3.0)))
     9.0
@@ -113,7 +113,10 @@ def _guards(flat: Sequence[torch.Tensor]) -> TensorGuards:
     """What checks, in C++, that tensors have the shapes, strides, precisions and devices of these."""
     sizes: Any = [list(each.shape) for each in flat]
     strides: Any = [list(each.stride()) for each in flat]
-    return TensorGuards(*flat, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides)
+    guards = TensorGuards(*flat, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides)
+    if not guards.check(*flat):
+        raise ValueError("expected tensors that are given once each, got one twice: give it once")
+    return guards
 
 
 def _layout(tensor: torch.Tensor) -> object:
